@@ -1,0 +1,33 @@
+# `make demo` and `make test` need git and Python 3.11 or newer; they set up the rest in .venv.
+PYTHON ?= python3
+WORKERS ?= 3
+VENV := .venv/bin
+
+.PHONY: demo test golden docs clean
+
+demo:
+	@$(PYTHON) tests/demo/demo.py
+
+test: .venv/complete
+	$(VENV)/ruff format --check .
+	$(VENV)/ruff check .
+	$(VENV)/mypy
+	$(VENV)/zizmor --offline .github/workflows
+	$(VENV)/actionlint
+	$(VENV)/pytest --numprocesses $(WORKERS) --dist loadgroup
+
+golden: .venv/complete
+	$(VENV)/python tests/golden.py
+
+docs: .venv/complete
+	$(VENV)/python tests/docs_prompts.py
+
+.venv/complete: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv --clear .venv
+	$(VENV)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(VENV)/uv pip install --quiet --python $(VENV)/python --constraint constraints.txt --group dev --group lint
+	touch $@
+
+clean:
+	rm -rf .venv .cache .demo

@@ -1,0 +1,52 @@
+"""Sums up at the end of a run: variants by axis, at which depth, and the time of each stage."""
+
+from collections import Counter, defaultdict
+
+import pytest
+
+STAGES = ("tree", "style", "types", "dependencies", "deployment", "answers")
+AXES = ("preset", "model_type", "input_kind", "accelerator")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how the variants fared."""
+    reports = [
+        report
+        for outcome in ("passed", "failed", "error")
+        for report in terminalreporter.getreports(outcome)
+        if "test_variants.py" in report.nodeid
+    ]
+    # A failing report of the set-up has no properties; its own failure is listed anyway.
+    reports = [report for report in reports if dict(report.user_properties).get("depth")]
+    if not reports:
+        return
+    failed: set[str] = set()
+    cells: dict[str, dict[str, object]] = {}
+    seconds: Counter[str] = Counter()
+    rendered_tests = 0
+    for report in reports:
+        properties = dict(report.user_properties)
+        stage, _, name = report.nodeid.rpartition("::")[2].rstrip("]").partition("[")
+        name = name.partition("@")[0]
+        cells[name] = properties
+        seconds[stage.removeprefix("test_")] += report.duration
+        rendered_tests += properties.get("rendered_tests", 0)
+        if report.failed:
+            failed.add(name)
+    write = terminalreporter.write_line
+    terminalreporter.section("variants")
+    for axis in AXES:
+        passed: Counter[object] = Counter()
+        total: Counter[object] = Counter()
+        for name, properties in cells.items():
+            total[properties[axis]] += 1
+            passed[properties[axis]] += name not in failed
+        write(f"{axis:12}" + "  ".join(f"{key} {passed[key]}/{total[key]}" for key in total))
+    depths: defaultdict[object, list[str]] = defaultdict(list)
+    for name, properties in cells.items():
+        depths[properties["depth"]].append(name)
+    write(f"{'depth':12}whole suite of the service: {len(depths['full'])} cells,")
+    write(f"{'':12}known answers of the live service: {len(depths['answers'])} cells")
+    write(f"{'stages':12}" + "  ".join(f"{stage} {seconds[stage]:.0f} s" for stage in STAGES))
+    write(f"{'tests':12}{rendered_tests} tests of rendered services passed")
+    write(f"{'variants':12}{len(cells) - len(failed)} passed, {len(failed)} failed")

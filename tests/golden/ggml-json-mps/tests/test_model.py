@@ -1,0 +1,26 @@
+"""What the model answers; replace this with known answers of your own model."""
+
+from conftest import Service
+
+ROUTE = "/infer"
+
+
+def test_known_answer(service: Service) -> None:
+    """Even a small model knows this one."""
+    request = {"prompt": "The capital of France is", "max_tokens": 8}
+    body = service.client.post(ROUTE, json=request).json()
+    assert body["text"].startswith(" Paris")
+    assert body["tokens"] == 8
+
+
+def test_same_answer_twice(service: Service) -> None:
+    """At temperature 0 the answer depends on the prompt alone."""
+    request = {"prompt": "Water boils at", "max_tokens": 12}
+    answers = [service.client.post(ROUTE, json=request).json() for _ in range(2)]
+    assert answers[0] == answers[1]
+
+
+def test_prompt_beyond_the_context(service: Service) -> None:
+    """A prompt that the model has no room for is 400."""
+    response = service.client.post(ROUTE, json={"prompt": "word " * 3000})
+    assert response.status_code == 400

@@ -1,0 +1,67 @@
+"""Chooses the device that the model runs on."""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from types import ModuleType
+
+from limits import CannotLoad
+
+DEVICES = ("cuda", "mps", "cpu")
+PREFERRED = ("cuda", "mps")  # in this order, before the CPU
+
+logger = logging.getLogger(__name__)
+
+
+def get_device() -> str:
+    """Return "cuda", "mps" or "cpu": what DEVICE says, else the first preferred one that is there.
+
+    Whatever fails on the way, a missing or broken driver included, leads to "cpu". Only DEVICE is
+    taken as it stands: who asks for a GPU should not get a CPU without a word.
+    """
+    wanted = os.getenv("DEVICE")
+    if wanted:
+        if wanted not in DEVICES:
+            raise CannotLoad(f"DEVICE must be one of {', '.join(DEVICES)}; not {wanted!r}")
+        logger.info("Using %s, as DEVICE says", wanted)
+        return wanted
+    for device in PREFERRED:
+        try:
+            if is_available(device):
+                logger.info("Using %s", device)
+                return device
+        except Exception as error:  # noqa: BLE001 -- a broken driver raises anything
+            logger.warning("Cannot ask for %s: %s", device, error)
+    logger.info("Using cpu")
+    return "cpu"
+
+
+def is_available(device: str) -> bool:
+    """Ask Paddle whether it was built with CUDA and sees a GPU; it knows no other accelerator."""
+    return device == "cuda" and bool(import_paddle().device.cuda.device_count())
+
+
+def import_paddle() -> ModuleType:
+    """Import Paddle, and undo what its import does to the process's signals and logs.
+
+    It takes SIGTERM from the server, which then could not drain, and adds a handler to the root
+    logger. `signal.signal` would work on the main thread only, and the model loads on another.
+    """
+    if "paddle" in sys.modules:
+        return sys.modules["paddle"]
+    signals = ctypes.pythonapi
+    signals.PyOS_getsig.restype = ctypes.c_void_p
+    signals.PyOS_setsig.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    server_handler = signals.PyOS_getsig(signal.SIGTERM)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    import paddle
+
+    paddle.disable_signal_handler()
+    signals.PyOS_setsig(signal.SIGTERM, server_handler)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    return paddle

@@ -1,0 +1,82 @@
+"""What the last `copier update` should have left: no conflicts, and valid answers."""
+
+import re
+import subprocess
+
+import pytest
+
+from conftest import ROOT
+
+# What the template's questions take today.
+CHOICES = {
+    "preset": [
+        "none",
+        "rapidocr",
+        "silero-vad",
+        "minilm",
+    ],
+    "model_type": [
+        "pytorch",
+        "transformers",
+        "onnxruntime",
+        "paddle",
+        "ggml",
+        "custom",
+    ],
+    "input_kind": [
+        "image",
+        "image-params",
+        "image-batch",
+        "audio",
+        "video",
+        "json",
+        "multimodal",
+    ],
+    "accelerator": [
+        "auto",
+        "cuda",
+        "mps",
+        "cpu",
+    ],
+    "model_module": [
+        "main",
+        "inference",
+    ],
+    "python_version": [
+        "3.12",
+        "3.11",
+        "3.13",
+        "3.14",
+    ],
+}
+ANSWERS = ".copier-answers.yml"
+SKIPPED = {".git", ".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", "__pycache__"}
+
+
+def committed_answers() -> str:
+    """Return the answers as they were committed last: an update may have replaced one since."""
+    command = ["git", "show", f"HEAD:./{ANSWERS}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return result.stdout
+
+
+@pytest.mark.parametrize("question", CHOICES)
+def test_answers_are_valid(question: str) -> None:
+    """Every answer is one of today's choices; one that is not gets replaced without a word."""
+    for text in ((ROOT / ANSWERS).read_text(), committed_answers()):
+        for answer in re.findall(rf"^{question}: *['\"]?([^'\"\n]+)", text, re.MULTILINE):
+            assert answer in CHOICES[question], (
+                f"{question}={answer} is no longer a choice of the template. Choose one of "
+                f"{', '.join(CHOICES[question])}: copier update -d {question}=..."
+            )
+
+
+def test_no_conflicts() -> None:
+    """No file has the marks of an update's conflict, and no rejected part lies about."""
+    conflicts = []
+    for path in ROOT.rglob("*"):
+        if not path.is_file() or SKIPPED & set(path.relative_to(ROOT).parts):
+            continue
+        if path.suffix == ".rej" or re.search(rb"^(<{7}|>{7}) ", path.read_bytes(), re.MULTILINE):
+            conflicts.append(str(path.relative_to(ROOT)))
+    assert not conflicts, f"Solve the conflicts of the update in {', '.join(conflicts)}"

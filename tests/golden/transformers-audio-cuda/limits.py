@@ -1,0 +1,249 @@
+"""What the service refuses, and the one place that gives every failure its status."""
+
+import logging
+import os
+import sys
+import uuid
+from typing import Any, ClassVar, cast
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+# A multipart body is larger than its files by boundaries, part headers and form fields.
+MULTIPART_OVERHEAD = 64 * 1024
+
+
+def env_int(name: str, default: int, *, minimum: int = 0) -> int:
+    """Read a whole number from the environment; a wrong one ends the start with a plain message."""
+    text = os.getenv(name, str(default))
+    try:
+        value = int(text)
+    except ValueError:
+        value = minimum - 1
+    if value < minimum:
+        sys.exit(f"{name} must be a whole number from {minimum} on, e.g. {default}; not {text!r}")
+    return value
+
+
+def env_bool(name: str, *, default: bool) -> bool:
+    """Read a switch from the environment: 1/0, true/false, yes/no, on/off."""
+    text = os.getenv(name, str(default)).strip().lower()
+    if text in {"1", "true", "yes", "on"}:
+        return True
+    if text in {"0", "false", "no", "off", ""}:
+        return False
+    sys.exit(f"{name} must be true or false; not {text!r}")
+
+
+class Refusal(HTTPException):
+    """A request that gets an error instead of an answer; each subclass is one kind of failure."""
+
+    status: ClassVar[int]
+    reason: ClassVar[str]
+    retry_after: ClassVar[int | None] = None
+
+    def __init__(self, reason: str | None = None) -> None:
+        headers = {"Retry-After": str(self.retry_after)} if self.retry_after else None
+        super().__init__(self.status, reason or self.reason, headers)
+
+
+class BadInput(Refusal):
+    """The input cannot be read as what it claims to be, or is beyond a decoder's limit."""
+
+    status, reason = 400, "The input cannot be read."
+
+
+class TooLarge(Refusal):
+    """The body is over MAX_UPLOAD_MB."""
+
+    status, reason = 413, "File too large."
+
+
+class UnsupportedType(Refusal):
+    """The content type is none that this service takes."""
+
+    status, reason = 415, "Unsupported content type."
+
+
+class NotReady(Refusal):
+    """The model is not loaded, or cannot take requests."""
+
+    status, reason = 503, "Model not loaded yet."
+
+
+class Busy(Refusal):
+    """As many requests wait as MAX_QUEUE_SIZE allows."""
+
+    status, reason, retry_after = 503, "Too many requests are waiting.", 1
+
+
+class OutOfMemory(Refusal):
+    """The device had no memory left for this request."""
+
+    status, reason, retry_after = 503, "GPU out of memory.", 5
+
+
+class DeadlineExceeded(Refusal):
+    """No answer within INFER_TIMEOUT_SECONDS."""
+
+    status, reason = 504, "Inference timed out."
+
+
+class CannotLoad(Exception):
+    """The model cannot be loaded, for a reason that one line tells its operator in full."""
+
+
+class ErrorBody(BaseModel):
+    """Every error's body; a 422 has a list of the fields that are wrong instead of a sentence."""
+
+    detail: str
+
+
+class FieldError(BaseModel):
+    """One field that did not validate."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class ValidationBody(BaseModel):
+    """Body of a 422."""
+
+    detail: list[FieldError]
+
+
+class InternalErrorBody(ErrorBody):
+    """Body of a 500: the id stands in the service's log, beside the traceback."""
+
+    error_id: str
+
+
+# What the inference endpoint's OpenAPI entry says of its errors.
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "Empty, corrupt or oversized once decoded."},
+    413: {"model": ErrorBody, "description": "Larger than MAX_UPLOAD_MB."},
+    415: {"model": ErrorBody, "description": "A content type that is not taken."},
+    422: {"model": ValidationBody, "description": "A field is missing or invalid."},
+    500: {"model": InternalErrorBody, "description": "Unforeseen; the log has the same id."},
+    503: {"model": ErrorBody, "description": "Not loaded yet, too busy, or out of memory."},
+    504: {"model": ErrorBody, "description": "No answer within INFER_TIMEOUT_SECONDS."},
+}
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether a framework's error means that memory ran out: each has its own class for it."""
+    return (
+        isinstance(error, MemoryError)
+        or "outofmemory" in type(error).__name__.lower()
+        or any(text in str(error).lower() for text in ("out of memory", "failed to allocate"))
+    )
+
+
+async def validation_failed(_request: Request, error: Exception) -> JSONResponse:
+    """Answer 422 without echoing the input, which may be huge, binary or NaN."""
+    errors = cast("RequestValidationError", error).errors()
+    fields = [{key: item[key] for key in ("loc", "msg", "type")} for item in errors]
+    return JSONResponse({"detail": fields}, status_code=422)
+
+
+class CatchAll:
+    """Answers an unforeseen error with a JSON 500 whose id is in the log too.
+
+    Starlette's own handler for it would sit outside the CORS middleware.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and stand in for an answer that did not come."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        except ClientDisconnect:
+            logger.info("The client left during %s %s", scope["method"], scope["path"])
+        except Exception:
+            error_id = uuid.uuid4().hex
+            logger.exception("Error %s in %s %s", error_id, scope["method"], scope["path"])
+            if started:
+                raise
+            body = {"detail": "Internal server error.", "error_id": error_id}
+            await JSONResponse(body, status_code=500)(scope, receive, send)
+
+
+class BodyLimit:
+    """Refuses a body over the limit: at once where its length is declared, else by counting."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes + MULTIPART_OVERHEAD
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse, or pass the request on with a `receive` that counts."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self.max_bytes:
+            body = {"detail": TooLarge.reason}
+            await JSONResponse(body, TooLarge.status)(scope, receive, send)
+            return
+        counted = 0
+
+        async def count() -> Message:
+            nonlocal counted
+            message = await receive()
+            counted += len(message.get("body", b""))
+            if counted > self.max_bytes:
+                raise TooLarge
+            return message
+
+        await self.app(scope, count, send)
+
+
+def guard(app: FastAPI, max_bytes: int) -> None:
+    """Put the limits and error handlers around an app; call it before CORS is added."""
+    app.add_exception_handler(RequestValidationError, validation_failed)
+    app.add_middleware(CatchAll)
+    app.add_middleware(BodyLimit, max_bytes=max_bytes)
+
+
+def field_errors(error: ValidationError) -> list[dict[str, Any]]:
+    """Return what is wrong with each field, as FastAPI reports it and without the input."""
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    return [{**item, "loc": ("body", *item["loc"])} for item in errors]
+
+
+def inline_refs(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON schema with its `$defs` put in place, as OpenAPI wants them."""
+    definitions = schema.get("$defs", {})
+
+    def resolve(node: Any, seen: frozenset[str]) -> Any:
+        if isinstance(node, list):
+            return [resolve(item, seen) for item in node]
+        if not isinstance(node, dict):
+            return node
+        name = str(node.get("$ref", "")).removeprefix("#/$defs/")
+        if name in seen:  # a model that holds itself: what is inside stays open
+            return {"type": "object"}
+        if name in definitions:
+            return resolve(definitions[name], seen | {name})
+        return {key: resolve(value, seen) for key, value in node.items() if key != "$defs"}
+
+    return cast("dict[str, Any]", resolve(schema, frozenset()))

@@ -1,0 +1,118 @@
+"""What the documents say of the template is so: questions, choices, tests, links."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import docs_prompts
+from rendering import files_in, render
+from variants import ROOT, choices, questions
+
+SKIPPED = {".venv", ".cache", ".demo", ".git", "golden"}
+DOCUMENTS = sorted(
+    path for path in ROOT.rglob("*.md") if not SKIPPED & set(path.relative_to(ROOT).parts)
+)
+every_document = pytest.mark.parametrize(
+    "document", DOCUMENTS, ids=[path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
+)
+
+
+def without_code(text: str) -> str:
+    """Return Markdown without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(text: str) -> set[str]:
+    """Return the names by which a document's headings are linked to."""
+    headings = re.findall(r"^#+ (.+)$", without_code(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.fixture(scope="module")
+def rendered_tests(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the tests of services that have every conformance test between them."""
+    folder = tmp_path_factory.mktemp("services")
+    texts: list[str] = []
+    for answers in ({}, {"model_type": "custom", "input_kind": "json"}):
+        project = render(folder / str(len(texts)), answers)
+        texts.append("".join(path.read_text("utf-8") for path in project.glob("tests/*.py")))
+    return "".join(texts)
+
+
+def test_prompts_are_written_anew() -> None:
+    """docs/prompts.md is what copier.yml gives; it names every question and choice by itself."""
+    text = docs_prompts.PAGE.read_text(encoding="utf-8")
+    assert text == docs_prompts.page(), "run .venv/bin/python tests/docs_prompts.py"
+    assert re.findall(r"^### `(\w+)`$", text, re.MULTILINE) == list(questions())
+
+
+def test_readme_lists_the_questions() -> None:
+    """The table in README.md has every question, with its values, the default first."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("\n## The questions\n")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", section, re.MULTILINE))
+    assert list(rows) == list(questions())
+    for name, question in questions().items():
+        values = re.findall(r"`([^`]*)`", rows[name])
+        default = docs_prompts.defaults()[name]
+        if "choices" in question:
+            assert sorted(values) == sorted(choices(name))
+            assert values[0] == default
+        elif question["type"] == "bool":
+            assert values == [str(default).lower(), str(not default).lower()]
+        else:
+            assert values == ([str(default)] if default != "" else [])
+
+
+@every_document
+def test_links(document: Path) -> None:
+    """Every relative link leads to a file that is there, and to a heading in it."""
+    text = document.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(text)):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (document.parent / path) if path else document
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in anchors(linked.read_text(encoding="utf-8")), target
+
+
+def test_spec_names_every_conformance_test(rendered_tests: str) -> None:
+    """Each conformance test is named under each requirement whose number it carries."""
+    text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
+    sections = re.split(r"^### MS-(\d+) .+$", text, flags=re.MULTILINE)
+    requirements = dict(zip(map(int, sections[1::2]), sections[2::2], strict=True))
+    assert list(requirements) == list(range(1, 48))
+    for body in requirements.values():
+        assert re.findall(r"^\* (\w+):", body, re.MULTILINE) == ["Demand", "Why", "Checked", "Ours"]
+    tests = set(re.findall(r"^def (test_ms_\w+)", rendered_tests, re.MULTILINE))
+    assert tests
+    for test in tests:
+        for number in re.findall(r"_(\d+)", test):
+            assert f"`{test}`" in requirements[int(number)], (number, test)
+
+
+@every_document
+def test_tests_that_are_named_exist(document: Path, rendered_tests: str) -> None:
+    """Every test that a document names is there, here or in the rendered services."""
+    text = document.read_text(encoding="utf-8")
+    for file, test in re.findall(r"\b(test_\w+\.py)::(\w+)", text):
+        assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), test
+    for test in re.findall(r"\btest_ms_\d\w+", text):
+        assert f"\ndef {test}(" in rendered_tests, test
+
+
+def test_readme_draws_the_tree(tmp_path: Path) -> None:
+    """The tree in README.md is what all defaults render."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text.partition("\nmy-model-server/\n")[2].partition("\n```\n")[0]
+    folder, drawn = "", set()
+    for bars, rest in re.findall(r"^([│ ]*)[├└]── (.+)$", tree, re.MULTILINE):
+        for name in re.findall(r"^\S+|(?<=\S  )\.\S+", rest):
+            if name.endswith("/"):
+                folder = name
+            else:
+                drawn.add((folder if bars else "") + name)
+    assert drawn == files_in(render(tmp_path / "service", {}))

@@ -1,0 +1,459 @@
+"""Updates over versions of the template, of services as they came and of services that live."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from copier import run_copy, run_update
+
+from environments import environment
+from golden import RENDERS
+from rendering import commit_all, files_in, git, template_folder
+
+SENTINEL = 'VERSION_2 = "A line of the second version."\n'
+SETTING = 'NEW_SETTING = env_int("NEW_SETTING", 7)\n'
+MARKS = "# Your model starts here.\n", "# Your model ends here.\n"
+ANSWERS = ".copier-answers.yml"
+# What an answer or the example needs is brought back where a user has deleted it.
+BROUGHT_BACK = {"inference.py", "model.onnx", "example.png"}
+
+# A model of a user's own, for a service that takes JSON.
+GREETER = '''
+MODEL_NAME = os.getenv("MODEL_NAME", "greeter")
+
+
+class Params(BaseModel):
+    """The request's body."""
+
+    name: str
+
+
+class Output(BaseModel):
+    """What to say."""
+
+    greeting: str
+
+
+EXAMPLE = {"name": "Ada"}
+
+
+class Model:
+    """Greets."""
+
+    def __init__(self, device: str) -> None:
+        """Learn to greet."""
+        self.device = device
+
+    def predict(self, inputs: list[Input[Params]]) -> list[Output]:
+        """Greet each."""
+        return [Output(greeting=f"Hello {item.params.name}") for item in inputs]
+
+
+'''
+GREETER_TEST = '''
+"""What the greeter says."""
+
+from conftest import Service
+
+
+def test_greeting(service: Service) -> None:
+    """It greets by name."""
+    answer = service.client.post("/infer", json={"name": "Bo"}).json()
+    assert answer == {"greeting": "Hello Bo"}
+'''
+
+
+def change(file: Path, old: str, new: str) -> None:
+    """Replace some text, which has to be there, in a file."""
+    text = file.read_text(encoding="utf-8")
+    assert old in text, f"{old!r} is not in {file}"
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def append(file: Path, text: str) -> None:
+    """Add text to the end of a file."""
+    with file.open("a", encoding="utf-8") as opened:
+        opened.write(text)
+
+
+def add_version(repository: Path, number: int, make: Callable[[Path], None]) -> None:
+    """Change the template, and release it."""
+    make(repository)
+    commit_all(repository, f"Version {number}", tag=f"v{number}.0.0")
+
+
+def second_version(repository: Path) -> None:
+    """Change one line of a module, add a setting to main.py, and change what is the user's."""
+    template = repository / "template"
+    change(template / "worker.py", "logger = ", f"{SENTINEL}logger = ")
+    warmup = 'WARMUP = env_bool("WARMUP", default=True)\n'
+    change(template / "main.py.jinja", warmup, warmup + SETTING)
+    for name in ("README.md.jinja", "tests/fixtures.py.jinja", "tests/test_model.py.jinja"):
+        append(template / name, SENTINEL)
+    append(repository / "parts" / "inference.py.jinja", SENTINEL)
+    for pattern in ("*example.*", "*model.onnx*"):
+        for file in template.glob(pattern):
+            file.write_bytes(file.read_bytes() + b"Of version 2.")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a git repository with two versions of the template, the first as it is now."""
+    folder = tmp_path_factory.mktemp("repository") / "template"
+    shutil.copytree(template_folder(), folder)
+    add_version(folder, 1, lambda _: None)
+    add_version(folder, 2, second_version)
+    return folder
+
+
+def render(repository: Path, project: Path, version: int = 1, **answers: Any) -> Path:
+    """Render a service from a version of the template, and commit it."""
+    ref = f"v{version}.0.0"
+    run_copy(str(repository), project, answers, vcs_ref=ref, defaults=True, quiet=True)
+    commit_all(project, "Render")
+    return project
+
+
+def update(project: Path, **answers: Any) -> None:
+    """Commit what the user has done, and update the service to the newest version."""
+    commit_all(project, "Work")
+    run_update(project, answers, defaults=True, overwrite=True, quiet=True)
+
+
+def contents(project: Path) -> dict[str, bytes]:
+    """Return every file of the service."""
+    return {name: (project / name).read_bytes() for name in files_in(project)}
+
+
+def owners(project: Path) -> dict[str, str]:
+    """Return who owns each file, "you" or "template", as the service's CLAUDE.md says."""
+    text = (project / "CLAUDE.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+) \| (you|template)\b.* \|", text, re.MULTILINE)
+    return {name: owner for names, owner in rows for name in names.split(", ")}
+
+
+def owned(project: Path, owner: str) -> dict[str, bytes]:
+    """Return the files that are the user's, or the template's."""
+    names = owners(project)
+    return {name: data for name, data in contents(project).items() if names[name] == owner}
+
+
+def conflicts(project: Path) -> list[str]:
+    """Return the files that have the marks of a conflict."""
+    marks = re.compile(rb"^(<{7}|>{7}) ", re.MULTILINE)
+    return [name for name, content in contents(project).items() if marks.search(content)]
+
+
+def answers_of(project: Path) -> dict[str, Any]:
+    """Return the answers that a service remembers."""
+    answers: dict[str, Any] = yaml.safe_load((project / ANSWERS).read_text(encoding="utf-8"))
+    return answers
+
+
+def put_seam(project: Path, seam: str) -> None:
+    """Write a user's model between the marks of main.py."""
+    main = project / "main.py"
+    before, _, rest = main.read_text(encoding="utf-8").partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    main.write_text(before + MARKS[0] + seam + MARKS[1] + after, encoding="utf-8")
+
+
+def seam_of(project: Path) -> str:
+    """Return what stands between the marks of main.py."""
+    text = (project / "main.py").read_text(encoding="utf-8")
+    return text.partition(MARKS[0])[2].partition(MARKS[1])[0]
+
+
+@cache
+def python() -> str:
+    """Return an interpreter for the services' own tests."""
+    return str(environment("custom") / "bin" / "python")
+
+
+def own_tests(project: Path, *tests: str) -> subprocess.CompletedProcess[str]:
+    """Run some of a service's own tests."""
+    command = [python(), "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", RENDERS)
+def test_untouched(repository: Path, tmp_path: Path, name: str) -> None:
+    """A service as it came is a fresh render afterwards; what is the user's is as it was."""
+    project = render(repository, tmp_path / "service", **RENDERS[name])
+    assert owners(project).keys() == files_in(project) | {"uv.lock"}
+    yours = owned(project, "you")
+    update(project)
+    fresh = render(repository, tmp_path / "fresh", version=2, **RENDERS[name])
+    assert owned(project, "template") == owned(fresh, "template")
+    assert owned(project, "you") == yours
+    assert owned(fresh, "you").keys() == yours.keys()
+    assert SENTINEL in (project / "worker.py").read_text(encoding="utf-8")
+
+
+def test_by_the_command_line(repository: Path, tmp_path: Path) -> None:
+    """`copier update --defaults` needs no --trust, and says what to do next."""
+    project = render(repository, tmp_path)
+    command = [sys.executable, "-m", "copier", "update", "--defaults"]
+    result = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "my-model-server follows the template again" in result.stderr
+    assert "uv lock && uv run pytest" in result.stderr
+    assert answers_of(project)["_commit"] == "v2.0.0"
+    assert SETTING in (project / "main.py").read_text(encoding="utf-8")
+
+
+def test_no_news(repository: Path, tmp_path: Path) -> None:
+    """An update to the version that a service has already changes nothing."""
+    project = render(repository, tmp_path, version=2)
+    update(project)
+    assert git(project, "status", "--porcelain") == ""
+
+
+def test_living_service(repository: Path, tmp_path: Path) -> None:
+    """Edits in every file of the template stay, the template's news arrive, and it still works."""
+    project = render(
+        repository, tmp_path, model_type="custom", input_kind="json", accelerator="cpu"
+    )
+    put_seam(project, GREETER)
+    (project / "tests" / "test_model.py").write_text(GREETER_TEST.lstrip(), encoding="utf-8")
+    change(project / "main.py", "\n\nif __name__", "\n\n# Mine: main\n\nif __name__")
+    change(project / "pyproject.toml", "dependencies = [\n", 'dependencies = [\n    "mine",\n')
+    change(project / "Dockerfile", "\nCMD", "\nENV MINE=1\nCMD")
+    for name in ("worker.py", "limits.py", "inputs.py", "device.py", ".gitignore", ".dockerignore"):
+        append(project / name, "\n# Mine\n")
+    (project / "helper.py").write_text("MINE = 1\n", encoding="utf-8")
+    before = contents(project)
+    update(project)
+    after = contents(project)
+    assert conflicts(project) == []
+    assert seam_of(project) == GREETER
+    assert SETTING in (project / "main.py").read_text(encoding="utf-8")
+    assert "# Mine: main" in (project / "main.py").read_text(encoding="utf-8")
+    worker = (project / "worker.py").read_text(encoding="utf-8")
+    assert SENTINEL in worker
+    assert worker.endswith("# Mine\n")
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"main.py", "worker.py", ANSWERS}
+    result = own_tests(project, "tests/test_model.py", "tests/test_template.py")
+    assert result.returncode == 0, result.stdout
+
+
+def test_edited_files_of_the_user(repository: Path, tmp_path: Path) -> None:
+    """What a user has written into files of theirs stays, whatever the template does."""
+    project = render(
+        repository, tmp_path, model_type="onnxruntime", model_module="inference", accelerator="cpu"
+    )
+    yours = [name for name, owner in owners(project).items() if owner == "you"]
+    assert {"README.md", "inference.py", "model.onnx", "example.png", "uv.lock"} < {*yours}
+    for name in yours:
+        (project / name).write_text("My own.\n", encoding="utf-8")
+    update(project)
+    for name in yours:
+        assert (project / name).read_text(encoding="utf-8") == "My own.\n", name
+    assert conflicts(project) == []
+    assert SENTINEL in (project / "worker.py").read_text(encoding="utf-8")
+
+
+def test_deleted_files_of_the_user(repository: Path, tmp_path: Path) -> None:
+    """Files that the user does not want stay away."""
+    project = render(repository, tmp_path, preset="minilm")
+    unwanted = owned(project, "you").keys() - BROUGHT_BACK
+    assert len(unwanted) == 4
+    for name in unwanted:
+        (project / name).unlink()
+    update(project)
+    assert not unwanted & files_in(project)
+    assert SENTINEL in (project / "worker.py").read_text(encoding="utf-8")
+
+
+def test_deleted_file_of_the_template(repository: Path, tmp_path: Path) -> None:
+    """So does one of the template's, even where the template has changed it."""
+    project = render(repository, tmp_path)
+    for name in ("k8s.yaml", "worker.py"):
+        (project / name).unlink()
+    update(project)
+    assert not {"k8s.yaml", "worker.py"} & files_in(project)
+
+
+@pytest.mark.parametrize("to", ["cuda", "auto"])
+def test_other_accelerator(repository: Path, tmp_path: Path, to: str) -> None:
+    """From cpu to another accelerator the seam stays, and everything around it follows."""
+    answers: dict[str, Any] = {"model_type": "pytorch", "input_kind": "json"}
+    project = render(repository, tmp_path / "service", accelerator="cpu", **answers)
+    put_seam(project, GREETER)
+    update(project, accelerator=to)
+    fresh = render(repository, tmp_path / "fresh", version=2, accelerator=to, **answers)
+    put_seam(fresh, GREETER)
+    assert owned(project, "template") == owned(fresh, "template")
+    assert conflicts(project) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "follows"),
+    [
+        (
+            {"model_type": "pytorch"},
+            {"preset": "rapidocr"},
+            {"model_type": "onnxruntime", "input_kind": "image", "endpoint": "ocr"},
+        ),
+        (
+            {"preset": "rapidocr"},
+            {"preset": "silero-vad"},
+            {"model_type": "pytorch", "input_kind": "audio", "endpoint": "detect-speech"},
+        ),
+        (
+            {"preset": "rapidocr"},
+            {"preset": "none"},
+            {"model_type": "onnxruntime", "input_kind": "image", "endpoint": "ocr"},
+        ),
+        ({"model_type": "pytorch"}, {"model_type": "transformers"}, {}),
+        ({"input_kind": "image"}, {"input_kind": "audio", "endpoint": "hear"}, {}),
+        ({"model_module": "main"}, {"model_module": "inference"}, {}),
+        ({"gpu_monitoring": True}, {"gpu_monitoring": False}, {}),
+        ({"project_name": "a"}, {"project_name": "b", "python_version": "3.13"}, {}),
+    ],
+    ids=lambda answers: "-".join(map(str, answers.values())),
+)
+def test_other_answer(
+    repository: Path,
+    tmp_path: Path,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    follows: dict[str, Any],
+) -> None:
+    """With another answer the template's files follow, and so does an untouched seam."""
+    project = render(repository, tmp_path / "service", **before)
+    update(project, **after)
+    known = {name: value for name, value in answers_of(project).items() if name[0] != "_"}
+    assert (after | follows).items() <= known.items()
+    fresh = render(repository, tmp_path / "fresh", version=2, **known)
+    assert owned(project, "template") == owned(fresh, "template")
+    # As a file that the user may have deleted, it is not brought in later.
+    assert files_in(fresh) - files_in(project) <= {"tests/checkpoint.py"}
+
+
+def test_seam_to_a_file_of_its_own(repository: Path, tmp_path: Path) -> None:
+    """With an edited seam, model_module=inference is a conflict that loses nothing and is told."""
+    project = render(
+        repository, tmp_path, model_type="custom", input_kind="json", accelerator="cpu"
+    )
+    put_seam(project, GREETER)
+    update(project, model_module="inference")
+    assert conflicts(project) == ["main.py"]
+    main = (project / "main.py").read_text(encoding="utf-8")
+    assert 'greeting=f"Hello {item.params.name}"' in main
+    assert "class Model" in (project / "inference.py").read_text(encoding="utf-8")
+    result = own_tests(project, "tests/test_template.py")
+    assert result.returncode == 1
+    assert "Solve the conflicts of the update in main.py" in result.stdout
+    # What docs/wrap-a-model.md says to do then.
+    git(project, "checkout", "--theirs", "main.py")
+    assert conflicts(project) == []
+    assert "from inference import" in (project / "main.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("mode", ["inline", "rej"])
+def test_conflict_is_told(repository: Path, tmp_path: Path, mode: Literal["inline", "rej"]) -> None:
+    """The service's own tests name the file whose conflict is not solved, in either form."""
+    project = render(repository, tmp_path, model_type="custom", accelerator="cpu")
+    change(
+        project / "worker.py",
+        "logger = ",
+        'MINE = "Where the second version has a line."\nlogger = ',
+    )
+    commit_all(project, "Work")
+    run_update(project, defaults=True, overwrite=True, quiet=True, conflict=mode)
+    result = own_tests(project, "tests/test_template.py")
+    assert result.returncode == 1
+    file = {"inline": "worker.py", "rej": "worker.py.rej"}[mode]
+    assert f"Solve the conflicts of the update in {file}\n" in result.stdout
+    (project / file).write_text("", encoding="utf-8")
+    if mode == "rej":
+        (project / file).unlink()
+    assert own_tests(project, "tests/test_template.py").returncode == 0
+
+
+def test_choice_that_is_gone(repository: Path, tmp_path: Path) -> None:
+    """An answer that is no longer a choice is replaced in silence; the service's tests tell."""
+
+    def third_version(template: Path) -> None:
+        change(template / "copier.yml", '    "custom: any Python callable": custom\n', "")
+        text = (template / "copier.yml").read_text(encoding="utf-8")
+        text = re.sub(r"^    custom:\n(      .*\n)+", "", text, flags=re.MULTILINE)
+        (template / "copier.yml").write_text(text, encoding="utf-8")
+
+    later = tmp_path / "template"
+    shutil.copytree(repository, later)
+    add_version(later, 3, third_version)
+    project = render(later, tmp_path / "service", model_type="custom", accelerator="cpu")
+    update(project)
+    assert answers_of(project)["model_type"] == "pytorch"
+    result = own_tests(project, "tests/test_template.py")
+    assert result.returncode == 1
+    assert "model_type=custom is no longer a choice of the template" in result.stdout
+    assert "Choose one of pytorch, transformers, onnxruntime, paddle, ggml" in result.stdout
+
+
+def test_answer_that_does_not_go_with_another(repository: Path, tmp_path: Path) -> None:
+    """So it is where a new answer takes away what another one was."""
+    project = render(repository, tmp_path, model_type="custom", accelerator="mps")
+    update(project, model_type="paddle")
+    assert answers_of(project)["accelerator"] == "auto"
+    result = own_tests(project, "tests/test_template.py")
+    assert result.returncode == 1
+    assert "accelerator=mps is no longer a choice" in result.stdout
+
+
+def test_questions_come_and_go(repository: Path, tmp_path: Path) -> None:
+    """A later version may have a new question, and no longer an old one."""
+
+    def third_version(template: Path) -> None:
+        text = (template / "copier.yml").read_text(encoding="utf-8")
+        before, _, rest = text.partition("startup_minutes:\n  type: int\n")
+        after = rest.partition("\n\n# ----")[2]
+        text = f"{before}team:\n  type: str\n  default: nobody\n\n# ----{after}"
+        names = "gpu_monitoring, startup_minutes]"
+        assert names in text
+        text = text.replace(names, "gpu_monitoring, startup_minutes, team]")
+        (template / "copier.yml").write_text(text, encoding="utf-8")
+        for folder in ("template", "parts"):
+            for file in filter(Path.is_file, (template / folder).rglob("*")):
+                content = file.read_bytes()
+                file.write_bytes(content.replace(b"startup_minutes", b"10"))
+        append(template / "template" / "worker.py", "# Of version 3\n")
+
+    later = tmp_path / "template"
+    shutil.copytree(repository, later)
+    add_version(later, 3, third_version)
+    project = render(later, tmp_path / "service", version=2, startup_minutes=45)
+    update(project)
+    assert answers_of(project)["team"] == "nobody"
+    assert "startup_minutes" not in answers_of(project)
+    update(project, team="a-team")
+    assert answers_of(project)["team"] == "a-team"
+    assert (project / "worker.py").read_text(encoding="utf-8").endswith("# Of version 3\n")
+    assert conflicts(project) == []
+
+
+def test_version_by_version(repository: Path, tmp_path: Path) -> None:
+    """Two updates in a row end where one over both versions ends."""
+    later = tmp_path / "template"
+    shutil.copytree(repository, later)
+    add_version(later, 3, lambda template: append(template / "template" / "limits.py", "# Three\n"))
+    projects = [render(later, tmp_path / name, input_kind="json") for name in ("slow", "fast")]
+    for project in projects:
+        put_seam(project, GREETER)
+        commit_all(project, "Work")
+    run_update(projects[0], vcs_ref="v2.0.0", defaults=True, overwrite=True, quiet=True)
+    for project in projects:
+        update(project)
+        assert conflicts(project) == []
+        assert (project / "limits.py").read_text(encoding="utf-8").endswith("# Three\n")
+    assert contents(projects[0]) == contents(projects[1])

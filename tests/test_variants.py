@@ -1,0 +1,246 @@
+"""Renders, checks, boots and questions every variant that the prompts can produce.
+
+Each stage of a variant is a test of its own; all stages of one run on one worker, in order, on one
+rendered project. Which cells run at which depth: `Variant.is_full_depth`.
+"""
+
+import re
+import sys
+import tomllib
+import urllib.request
+from collections.abc import Callable
+from functools import cache
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+import yaml
+
+from environments import CACHE, locked, python_of, run, uv
+from rendering import files_in, render
+from variants import Variant, table, variants
+
+stacks = {variant.stack: count() for variant in variants()}
+places = {variant: next(stacks[variant.stack]) for variant in variants()}
+every_variant = pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(variant, id=variant.name, marks=pytest.mark.xdist_group(variant.name))
+        # Neighbours have different stacks, so that workers seldom wait for each other's.
+        for variant in sorted(variants(), key=lambda variant: places[variant])
+    ],
+)
+
+ALWAYS = {
+    ".copier-answers.yml",
+    ".dockerignore",
+    ".gitignore",
+    ".python-version",
+    "CLAUDE.md",
+    "Dockerfile",
+    "README.md",
+    "device.py",
+    "inputs.py",
+    "k8s.yaml",
+    "limits.py",
+    "main.py",
+    "pyproject.toml",
+    "tests/conftest.py",
+    "tests/fixtures.py",
+    "tests/test_conformance.py",
+    "tests/test_model.py",
+    "tests/test_template.py",
+    "uploads.py",
+    "worker.py",
+}
+# Packages whose modules have another name.
+MODULES = {
+    "huggingface-hub": "huggingface_hub",
+    "nvidia-ml-py": "pynvml",
+    "onnxruntime-gpu": "onnxruntime",
+    "paddlepaddle": "paddle",
+    "paddlepaddle-gpu": "paddle",
+    "pillow": "PIL",
+    "pywhispercpp": "pywhispercpp|_pywhispercpp",
+    "silero-vad": "silero_vad",
+}
+# MS-43 to MS-45.
+PROBES = {
+    "livenessProbe": {"initialDelaySeconds": 5, "periodSeconds": 10},
+    "readinessProbe": {"initialDelaySeconds": 10, "periodSeconds": 5, "failureThreshold": 30},
+    "startupProbe": {"periodSeconds": 10},
+}
+# What a template engine leaves behind when it is not done.
+RESIDUE = re.compile(r"\{\{ |\{%|%\}|\{#|jinja|Undefined")
+
+
+@pytest.fixture(scope="module")
+def projects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Variant], Path]:
+    """Return a function that renders a variant, once."""
+    folder = tmp_path_factory.mktemp("variants")
+
+    @cache
+    def project(variant: Variant) -> Path:
+        return render(folder / variant.name, variant.answers)
+
+    return project
+
+
+@pytest.fixture
+def project(
+    variant: Variant, projects: Callable[[Variant], Path], record_property: Callable[..., None]
+) -> Path:
+    """Return the variant's rendered project, and note where the variant stands on each axis."""
+    for axis in ("preset", "model_type", "input_kind", "accelerator"):
+        record_property(axis, getattr(variant, axis))
+    record_property("depth", "full" if variant.is_full_depth else "answers")
+    start = perf_counter()
+    path = projects(variant)
+    record_property("render_seconds", perf_counter() - start)
+    return path
+
+
+def expected_files(variant: Variant) -> set[str]:
+    """Return the files that the variant has by the docs, not by the template's conditions."""
+    files = set(ALWAYS)
+    others = dict(variant.others)
+    example = table("input_kinds")[variant.input_kind]["example"]
+    if example:
+        files.add(example)
+    if variant.preset == "none" and variant.model_type == "onnxruntime":
+        files.add("model.onnx")
+    if variant.preset == "minilm" or (
+        variant.preset == "none" and variant.model_type in ("transformers", "ggml")
+    ):
+        files.add("tests/checkpoint.py")
+    if others["model_module"] == "inference":
+        files.add("inference.py")
+    if others.get("gpu_monitoring"):
+        files.add("gpu.py")
+    return files
+
+
+@every_variant
+def test_tree(variant: Variant, project: Path) -> None:
+    """Exactly the expected files, none of them empty, nothing of the template engine in them."""
+    assert files_in(project) == expected_files(variant)
+    for path in project.rglob("*"):
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        assert content.strip(), path
+        if b"\0" not in content:
+            text = content.decode()
+            assert not RESIDUE.search(text), path
+            assert text.endswith("\n"), path
+            assert not text.endswith("\n\n"), path
+
+
+@every_variant
+def test_style(variant: Variant, project: Path) -> None:
+    """Ruff has nothing to format and nothing to say, under the rules of the project itself."""
+    python = python_of(variant)
+    run([python, "-m", "ruff", "format", "--check", "--no-cache", "."], cwd=project)
+    run([python, "-m", "ruff", "check", "--no-cache", "."], cwd=project)
+
+
+@every_variant
+def test_types(variant: Variant, project: Path) -> None:
+    """The strict type checker has nothing to say, with the stack's own packages installed."""
+    # What mypy learns of a framework takes it 20 s, and serves all the stack's variants.
+    learnt = str(CACHE / "mypy" / variant.stack)
+    with locked(f"mypy-{variant.stack}"):
+        run([python_of(variant), "-m", "mypy", "--cache-dir", learnt], cwd=project)
+
+
+@every_variant
+def test_dependencies(project: Path, resolve: Callable[[str], None]) -> None:
+    """What the code imports is declared, what is declared is used, and it resolves."""
+    names = ",".join(f"{package}={modules}" for package, modules in MODULES.items())
+    unused = "DEP002=python-multipart"  # Starlette's, for forms
+    deptry = [sys.executable, "-m", "deptry", ".", "--package-module-name-map", names]
+    run([*deptry, "--per-rule-ignores", unused], cwd=project)
+    text = (project / "pyproject.toml").read_text(encoding="utf-8")
+    resolve(re.sub(r'^description = ".*"$', 'description = ""', text, count=1, flags=re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def resolve(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
+    """Return a function that locks what a pyproject.toml asks for, each text once.
+
+    Where an index that it names cannot be reached, the default one has to do. Only Paddle for CUDA
+    is not there at all; it is then left out.
+    """
+
+    @cache
+    def lock(pyproject: str) -> None:
+        indexes = tomllib.loads(pyproject)["tool"]["uv"].get("index", [])
+        command = [uv(), "lock", "--quiet", "--python", sys.executable]
+        if not all(is_reachable(index["url"]) for index in indexes):
+            command.append("--no-sources")
+            pyproject = re.sub(r'^ *"paddlepaddle-gpu.*\n', "", pyproject, flags=re.MULTILINE)
+        folder = tmp_path_factory.mktemp("lock")
+        (folder / "pyproject.toml").write_text(pyproject, encoding="utf-8")
+        run(command, cwd=folder)
+
+    return lock
+
+
+@cache
+def is_reachable(url: str) -> bool:
+    """Tell whether a package index answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=10):  # noqa: S310 -- from our own templates
+            return True
+    except OSError:
+        return False
+
+
+@every_variant
+def test_deployment(variant: Variant, project: Path) -> None:
+    """The Dockerfile and k8s.yaml are clean, and have what the spec and the answers ask for."""
+    run([beside("hadolint"), "Dockerfile"], cwd=project)
+    run([beside("kubernetes-validate"), "--strict", "k8s.yaml"], cwd=project)
+    dockerfile = (project / "Dockerfile").read_text(encoding="utf-8")
+    base = "nvidia/cuda:" if variant.accelerator == "cuda" else "python:"
+    assert re.search(rf"^ARG BASE_IMAGE={base}", dockerfile, re.MULTILINE)
+    others = dict(variant.others)
+    assert f" curl {others['system_packages']}".rstrip() in dockerfile.replace(" libgomp1", "")
+    python_version = others["python_version"]
+    assert f"python:{python_version}-slim" in dockerfile or (
+        f"PYTHON_VERSION={python_version}\n" in dockerfile
+    )
+    deployment, _ = yaml.safe_load_all((project / "k8s.yaml").read_text(encoding="utf-8"))
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    probes = {name: container[name] for name in PROBES}
+    for name, expected in PROBES.items():
+        assert {key: probes[name].get(key) for key in expected} == expected
+    assert probes["livenessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
+    for name in ("readinessProbe", "startupProbe"):
+        assert probes[name]["httpGet"] == {"path": "/ready", "port": "http"}
+    assert probes["startupProbe"]["failureThreshold"] == 6 * others["startup_minutes"]
+    gpus = container["resources"]["limits"].get("nvidia.com/gpu")
+    assert gpus == (1 if variant.accelerator == "cuda" else None)
+
+
+def beside(command: str) -> str:
+    """Return the path of a command that is installed beside the tests' Python."""
+    return str(Path(sys.executable).with_name(command))
+
+
+@every_variant
+def test_answers(
+    variant: Variant, project: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """The project's own tests pass: the live service boots unedited and gives known answers.
+
+    At full depth that is its whole suite, conformance included; else the known answers alone.
+    """
+    tests = ["tests"] if variant.is_full_depth else ["tests/test_model.py"]
+    command = [python_of(variant), "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    output = run(command, cwd=project)
+    passed = re.search(r"(\d+) passed", output)
+    assert passed, output
+    assert "skipped" not in output, output
+    record_property("rendered_tests", int(passed[1]))
