@@ -63,8 +63,19 @@ class Service:
 
     def predict_hangs(self) -> None:
         """Have the stand-in's calls run until `predict_works` is called."""
+        (self.folder / "called").unlink(missing_ok=True)
         (self.folder / "hang").touch()
-        self.predict_does("while (folder / 'hang').exists(): time.sleep(0.05)")
+        self.predict_does(
+            "(folder / 'called').touch()\nwhile (folder / 'hang').exists(): time.sleep(0.05)"
+        )
+
+    def wait_for_call(self) -> None:
+        """Wait until a call hangs in the stand-in, so that the next one has to queue."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not (self.folder / "called").exists():
+            if time.monotonic() > deadline:
+                pytest.fail(f"No call came in {PATIENCE_SECONDS} s:\n{self.log}")
+            time.sleep(0.01)
 
     def predict_works(self) -> None:
         """Have the stand-in answer at once again, hung calls included."""

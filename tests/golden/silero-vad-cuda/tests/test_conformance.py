@@ -290,7 +290,9 @@ def test_busy_is_said_before_the_body_is_read(launcher: Launcher, answer: str) -
     running.wait_until("/ready", 200)
     running.predict_hangs()
     with ThreadPoolExecutor(2) as pool:
-        calls = [pool.submit(ask, running, VALID) for _ in range(2)]
+        calls = [pool.submit(ask, running, VALID)]
+        running.wait_for_call()
+        calls.append(pool.submit(ask, running, VALID))
         busy = running.wait_until("/ready", 503)
         assert detail(busy) == "Too many requests are waiting."
         assert ask(running, WRONG_TYPE).status_code == 503
