@@ -1,6 +1,7 @@
 """What the documents say of the template is so: questions, choices, tests, links."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -84,14 +85,27 @@ def test_spec_names_every_conformance_test(rendered_tests: str) -> None:
     text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
     sections = re.split(r"^### MS-(\d+) .+$", text, flags=re.MULTILINE)
     requirements = dict(zip(map(int, sections[1::2]), sections[2::2], strict=True))
-    assert list(requirements) == list(range(1, 48))
+    assert list(requirements) == list(range(1, len(requirements) + 1))
     for body in requirements.values():
         assert re.findall(r"^\* (\w+):", body, re.MULTILINE) == ["Demand", "Why", "Checked", "Ours"]
-    tests = set(re.findall(r"^def (test_ms_\w+)", rendered_tests, re.MULTILINE))
+    tests = re.findall(r"^def (test_ms_(\d+)_\w+)", rendered_tests, re.MULTILINE)
     assert tests
-    for test in tests:
-        for number in re.findall(r"_(\d+)", test):
-            assert f"`{test}`" in requirements[int(number)], (number, test)
+    for test, number in tests:
+        assert f"`{test}`" in requirements[int(number)], (number, test)
+
+
+def test_services_know_every_requirement(tmp_path: Path) -> None:
+    """The table that a run ends with has spec.md's titles; each is tested, or is said why not."""
+    text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
+    titles = {int(n): title for n, title in re.findall(r"^### MS-(\d+) (.+)$", text, re.MULTILINE)}
+    tests = render(tmp_path / "service", {}) / "tests"
+    known = runpy.run_path(str(tests / "spec.py"))
+    assert known["REQUIREMENTS"] == titles
+    assert re.search(r"^Version (.+)\.$", text, re.MULTILINE)[1] == known["SPEC_VERSION"]  # type: ignore[index]
+    source = (tests / "test_conformance.py").read_text(encoding="utf-8")
+    tested = {int(number) for number in re.findall(r"^def test_ms_(\d+)_", source, re.MULTILINE)}
+    assert tested | known["ELSEWHERE"].keys() == titles.keys()
+    assert not tested & known["ELSEWHERE"].keys()
 
 
 @every_document

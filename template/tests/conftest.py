@@ -1,5 +1,6 @@
 """Starts the service as a live process, for the tests; your own fixtures go into fixtures.py."""
 
+import json
 import os
 import signal
 import socket
@@ -14,12 +15,16 @@ from pathlib import Path
 import httpx
 import pytest
 
+import spec
 from fixtures import model_env
+from report import pytest_terminal_summary
+from samples import Samples, find_route, make_samples
 
-__all__ = ["model_env"]
+__all__ = ["model_env", "pytest_terminal_summary"]
 
 ROOT = Path(__file__).parents[1]
-PATIENCE_SECONDS = 300  # a framework's first import takes its time on a busy machine
+# A framework's first import takes its time on a busy machine.
+PATIENCE_SECONDS = float(os.getenv("PATIENCE_SECONDS", "300"))
 
 # A service whose model does what a test says, then answers what the real model says to EXAMPLE.
 STAND_IN = """
@@ -28,34 +33,68 @@ from pathlib import Path
 
 sys.path.insert(0, {root!r})
 folder = Path(__file__).parent
+exec((folder / "start.py").read_text())
 
 import main
 
 class StandIn:
     def __init__(self, device):
+        with (folder / "devices").open("a") as devices:
+            print(device, file=devices)
         exec((folder / "load.py").read_text())
 
     def predict(self, inputs):
         exec((folder / "predict.py").read_text())
         return [main.Output.model_validate_json({answer!r})] * len(inputs)
 
+    def close(self):
+        (folder / "closed").touch()
+
 main.Model = StandIn
 main.serve()
 """
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the conformance tests ask any deployment."""
+    group = parser.getgroup("conformance")
+    group.addoption("--url", help="ask the service that runs there, instead of starting this one")
+    group.addoption("--endpoint", help="with --url: its inference route, where there are several")
+    group.addoption(
+        "--example",
+        metavar="FILE",
+        help="with --url: a JSON file with one valid request in the form of EXAMPLE",
+    )
+    group.addoption(
+        "--report",
+        metavar="DIR",
+        default=str(ROOT / ".conformance"),
+        help="where report.json and junit.xml go",
+    )
+
+
 @dataclass
 class Service:
-    """A running service."""
+    """A running service: one that the tests have started, or a deployment somewhere."""
 
-    process: subprocess.Popen[bytes]
     client: httpx.Client
-    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+    home: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the process, with its log and what tells a stand-in what to do."""
+        return self.home or pytest.skip("the deployment's log cannot be seen")
 
     @property
     def log(self) -> str:
         """What the service has logged so far."""
         return (self.folder / "log").read_text(errors="replace")
+
+    @property
+    def devices(self) -> list[str]:
+        """What each load of a stand-in was told to run on."""
+        return (self.folder / "devices").read_text().split()
 
     def predict_does(self, code: str) -> None:
         """Have the stand-in run this Python code in every call from now on."""
@@ -71,11 +110,7 @@ class Service:
 
     def wait_for_call(self) -> None:
         """Wait until a call hangs in the stand-in, so that the next one has to queue."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not (self.folder / "called").exists():
-            if time.monotonic() > deadline:
-                pytest.fail(f"No call came in {PATIENCE_SECONDS} s:\n{self.log}")
-            time.sleep(0.01)
+        self._wait((self.folder / "called").exists, "No call came")
 
     def predict_works(self) -> None:
         """Have the stand-in answer at once again, hung calls included."""
@@ -84,33 +119,43 @@ class Service:
 
     def wait_until(self, path: str, status: int) -> httpx.Response:
         """Ask for a path until it answers with this status."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
+        answers: list[httpx.Response] = []
+
+        def has_answered() -> bool:
+            if self.process and self.process.poll() is not None:
                 pytest.fail(f"The service exited with {self.process.returncode}:\n{self.log}")
             with suppress(httpx.TransportError):
-                response = self.client.get(path)
-                if response.status_code == status:
-                    return response
-            time.sleep(0.05)
-        pytest.fail(f"{path} did not answer {status} in {PATIENCE_SECONDS} s:\n{self.log}")
+                answers[:] = [self.client.get(path)]
+            return bool(answers) and answers[0].status_code == status
+
+        self._wait(has_answered, f"{path} did not answer {status}")
+        return answers[0]
 
     def wait_for_log(self, text: str) -> None:
         """Wait until the log holds this text."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while text not in self.log:
-            if time.monotonic() > deadline:
-                pytest.fail(f"{text!r} is not in the log after {PATIENCE_SECONDS} s:\n{self.log}")
-            time.sleep(0.05)
+        self._wait(lambda: text in self.log, f"{text!r} is not in the log")
 
     def wait_for_exit(self) -> int:
         """Wait until the process has ended by itself, and return its exit status."""
-        return self.process.wait(timeout=PATIENCE_SECONDS)
+        self._wait(lambda: self._exit_status() is not None, "The service did not exit")
+        return self._exit_status() or 0
 
     def stop(self) -> int:
         """Send SIGTERM and return the exit status."""
-        self.process.send_signal(signal.SIGTERM)
+        if self.process:
+            self.process.send_signal(signal.SIGTERM)
         return self.wait_for_exit()
+
+    def _exit_status(self) -> int | None:
+        return self.process.poll() if self.process else None
+
+    def _wait(self, condition: Callable[[], bool], complaint: str) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not condition():
+            if time.monotonic() > deadline:
+                log = f":\n{self.log}" if self.home else ""
+                pytest.fail(f"{complaint} in {PATIENCE_SECONDS:g} s{log}")
+            time.sleep(0.02)
 
 
 class Launcher:
@@ -126,13 +171,16 @@ class Launcher:
         """Start the service as it is, with these environment variables."""
         return self._run(ROOT / "main.py", self.folders("service"), env)
 
-    def start_stand_in(self, answer: str, load: str = "", predict: str = "", **env: str) -> Service:
+    def start_stand_in(
+        self, answer: str, *, start: str = "", load: str = "", predict: str = "", **env: str
+    ) -> Service:
         """Start the service with a stand-in for the model.
 
-        It runs the Python code `load` when it is loaded, `predict` in each call, and then answers
-        with this JSON.
+        It runs the Python code `start` before anything else, `load` when it is loaded, `predict` in
+        each call, and then answers with this JSON.
         """
         folder = self.folders("stand-in")
+        (folder / "start.py").write_text(start)
         (folder / "load.py").write_text(load)
         (folder / "predict.py").write_text(predict)
         script = folder / "service.py"
@@ -151,31 +199,64 @@ class Launcher:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_SECONDS)
-        self.services.append(Service(process, client, folder))
-        return self.services[-1]
+        service = Service(connect(f"http://127.0.0.1:{port}"), process, folder)
+        self.services.append(service)
+        return service
 
     def close(self) -> None:
         """Kill whatever still runs."""
         for service in self.services:
             service.client.close()
-            service.process.kill()
-            service.process.wait()
+            if service.process:
+                service.process.kill()
+                service.process.wait()
+
+
+def connect(url: str) -> httpx.Client:
+    """Return a client for the service at this URL."""
+    return httpx.Client(base_url=url, timeout=PATIENCE_SECONDS)
+
+
+@pytest.fixture(scope="session")
+def url(request: pytest.FixtureRequest) -> str | None:
+    """Return the address of the deployment that is asked, if one was given."""
+    address: str | None = request.config.getoption("--url")
+    return address
 
 
 @pytest.fixture(scope="session")
 def launcher(
-    model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    url: str | None, model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Launcher]:
     """Start services that are stopped when the tests end."""
+    if url:
+        pytest.skip("needs a service that the tests start themselves")
     launcher = Launcher(model_env, tmp_path_factory.mktemp)
     yield launcher
     launcher.close()
 
 
 @pytest.fixture(scope="session")
-def service(launcher: Launcher) -> Service:
-    """Return the service as it is, ready."""
-    running = launcher.start()
+def service(url: str | None, request: pytest.FixtureRequest) -> Service:
+    """Return the service as it is, ready: this one, or the deployment at --url."""
+    if url:
+        running = Service(connect(url))
+        try:
+            running.client.get("/health")
+        except httpx.TransportError as error:
+            pytest.fail(f"Nothing answers at {url}: {error}. Try --url http://localhost:8000")
+    else:
+        running = request.getfixturevalue("launcher").start()
     running.wait_until("/ready", 200)
     return running
+
+
+@pytest.fixture(scope="session")
+def samples(service: Service, request: pytest.FixtureRequest) -> Samples:
+    """Return requests of every kind for the service's endpoint."""
+    document = service.client.get("/openapi.json").raise_for_status().json()
+    route = find_route(document, request.config.getoption("--endpoint"), spec.ROUTE)
+    if file := request.config.getoption("--example"):
+        path = Path(file)
+        return make_samples(document, route, json.loads(path.read_text("utf-8")), path.parent)
+    return make_samples(document, route, spec.example(), ROOT)

@@ -172,6 +172,7 @@ async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
 
 app = FastAPI(
     title="my-model-server",
+    summary="Follows the ML Microservice Spec 1.0.0.",
     description="A machine-learning model behind an HTTP API",
     version="0.1.0",
     lifespan=lifespan,
