@@ -9,7 +9,29 @@ AXES = ("preset", "model_type", "input_kind", "accelerator")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how the variants fared."""
+    """Print how the variants fared, and how many mutants were noticed."""
+    summarize_mutants(terminalreporter)
+    summarize_variants(terminalreporter)
+
+
+def summarize_mutants(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many of the broken services the conformance tests noticed."""
+    killed, survived = (
+        [
+            report.nodeid
+            for outcome in outcomes
+            for report in terminalreporter.getreports(outcome)
+            if "::test_mutant_is_killed" in report.nodeid
+        ]
+        for outcomes in (("passed",), ("failed", "error"))
+    )
+    if killed or survived:
+        terminalreporter.section("mutants")
+        terminalreporter.write_line(f"killed {len(killed)} of {len(killed) + len(survived)}")
+
+
+def summarize_variants(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how the variants fared, by axis and by depth, and the time of each stage."""
     reports = [
         report
         for outcome in ("passed", "failed", "error")

@@ -1,0 +1,290 @@
+"""Services that break one requirement each: what the conformance tests have to notice."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A rendered service that is changed in one respect, and the requirement that this breaks."""
+
+    number: int
+    name: str
+    edits: tuple[tuple[str, str, str], ...] = ()  # file, old text, new text
+    answers: dict[str, Any] = field(default_factory=lambda: {"model_type": "custom"})
+    removed: str | None = None  # a file
+
+    def __str__(self) -> str:
+        return f"ms-{self.number}-{self.name}"
+
+    def apply(self, project: Path) -> None:
+        """Change the service; each edit has to find its text."""
+        if self.removed:
+            (project / self.removed).unlink()
+        for name, old, new in self.edits:
+            file = project / name
+            text = file.read_text(encoding="utf-8")
+            assert old in text, f"{old!r} is not in {name}: the mutant needs other words"
+            file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def mutant(number: int, name: str, *edits: tuple[str, str, str], **answers: Any) -> Mutant:
+    """Return a mutant of the lightest service, or of one with these answers."""
+    return Mutant(number, name, edits, {"model_type": "custom"} | answers)
+
+
+MAIN, DEVICE, LIMITS, WORKER = "main.py", "device.py", "limits.py", "worker.py"
+UPLOADS, INPUTS, GPU = "uploads.py", "inputs.py", "gpu.py"
+
+MUTANTS = [
+    Mutant(1, "no-rules", removed="CLAUDE.md"),
+    mutant(3, "device-with-index", (DEVICE, 'return "cpu"', 'return "cpu:0"')),
+    mutant(
+        4,
+        "framework-imported-at-the-top",
+        (DEVICE, "import ctypes", "import ctypes\nimport onnxruntime"),
+        model_type="onnxruntime",
+    ),
+    mutant(
+        4,
+        "missing-framework-ends-it",
+        (DEVICE, "except Exception as", "except OSError as"),
+        model_type="onnxruntime",
+    ),
+    mutant(6, "device-not-handed-over", (MAIN, "loaded = Model(device)", 'loaded = Model("auto")')),
+    mutant(7, "device-not-logged", (DEVICE, 'logger.info("Using', 'logger.debug("Using')),
+    mutant(
+        8, "loaded-by-each-call", (MAIN, "loaded.predict(inputs)", 'Model("cpu").predict(inputs)')
+    ),
+    mutant(9, "never-none", (MAIN, "model: Model | None = None", "model = object()")),
+    mutant(
+        10,
+        "loaded-by-the-first-request",
+        (MAIN, "    worker.start(load)\n", ""),
+        (
+            MAIN,
+            "    if model is None:\n        raise NotReady\n    worker.check()",
+            "    if model is None:\n        start()\n        raise NotReady\n    worker.check()",
+        ),
+        (
+            MAIN,
+            "def answer(",
+            "@lru_cache\ndef start() -> None:\n    worker.start(load)\n\n\ndef answer(",
+        ),
+        (MAIN, "import partial", "import lru_cache, partial"),
+    ),
+    mutant(11, "start-of-load-not-logged", (MAIN, 'logger.info("Loading', 'logger.debug("Loading')),
+    mutant(
+        11,
+        "end-of-load-not-logged",
+        (MAIN, 'logger.info("Model loaded', 'logger.debug("Model loaded'),
+    ),
+    mutant(12, "not-closed", (MAIN, "        close()\n", "        pass\n")),
+    mutant(
+        13, "wrong-number-becomes-the-default", (LIMITS, "value = minimum - 1", "value = default")
+    ),
+    mutant(13, "zero-is-taken", (LIMITS, "if value < minimum:", "if value < 0:")),
+    mutant(13, "wrong-level-ends-in-a-traceback", (MAIN, "if LOG_LEVEL not in", "if not")),
+    mutant(14, "fixed-port", (MAIN, "port=PORT", "port=8000")),
+    mutant(
+        15,
+        "fixed-model-name",
+        (MAIN, 'os.getenv("MODEL_NAME", "nearest-color")', '"nearest-color"'),
+    ),
+    mutant(16, "fixed-limit", (MAIN, 'env_int("MAX_UPLOAD_MB", 20, minimum=1)', "1")),
+    mutant(17, "fixed-timeout", (MAIN, 'env_int("INFER_TIMEOUT_SECONDS", 60, minimum=1)', "1")),
+    mutant(18, "fixed-level", (MAIN, "level=LOG_LEVEL", 'level="INFO"')),
+    mutant(18, "server-logs-by-itself", (MAIN, "log_config=None", 'log_level="info"')),
+    mutant(19, "no-cors", (MAIN, "app.add_middleware(\n    CORS", "print(\n    CORS")),
+    mutant(19, "some-headers", (MAIN, 'allow_headers=["*"]', 'allow_headers=["X-Some"]')),
+    mutant(
+        19,
+        "origins-cannot-be-tightened",
+        (MAIN, "allow_origins=CORS_ORIGINS", 'allow_origins=["*"]'),
+    ),
+    mutant(20, "other-words", (MAIN, '{"status": "ok"}', '{"status": "healthy"}')),
+    mutant(
+        20,
+        "healthy-when-loaded",
+        (MAIN, '    return {"status": "ok"}', '    await ready()\n    return {"status": "ok"}'),
+    ),
+    mutant(
+        21,
+        "always-ready",
+        (
+            MAIN,
+            "    if model is None:\n        raise NotReady\n    worker.check()",
+            "    worker.check()",
+        ),
+    ),
+    mutant(
+        21,
+        "lives-on-after-a-failed-load",
+        (
+            WORKER,
+            '"The model failed to load", exc_info=True)\n            self._end_process()',
+            '"The model failed to load", exc_info=True)',
+        ),
+    ),
+    mutant(
+        21, "failed-load-is-success", (MAIN, "sys.exit(1 if worker.failed else 0)", "sys.exit(0)")
+    ),
+    mutant(
+        21,
+        "failed-load-without-reason",
+        (WORKER, 'failed to load", exc_info=True', 'failed to load"'),
+    ),
+    mutant(
+        22,
+        "a-get-route-too",
+        (
+            MAIN,
+            '@app.post(\n    "/classify",',
+            '@app.api_route(\n    "/classify", methods=["GET", "POST"],',
+        ),
+    ),
+    mutant(22, "everybody's-route", (MAIN, '"/classify"', '"/predict"')),
+    mutant(23, "no-forms", (UPLOADS, '== "multipart/form-data"', '== "multipart/mixed"')),
+    mutant(23, "other-field", (UPLOADS, "form.getlist(self.field)", 'form.getlist("upload")')),
+    mutant(24, "other-schema", (MAIN, "response_model=Output", "response_model=Params")),
+    mutant(
+        24, "answer-is-text", (MAIN, 'media_type="application/json"', 'media_type="text/plain"')
+    ),
+    mutant(25, "empty-is-unreadable", (UPLOADS, "if not all(files):", "if False:")),
+    mutant(26, "declared-size-not-asked", (LIMITS, "int(declared) > self.max_bytes", "False")),
+    mutant(26, "body-not-counted", (LIMITS, "if counted > self.max_bytes", "if False")),
+    mutant(
+        26, "files-not-measured", (UPLOADS, "if sum(map(len, files)) > self.max_bytes", "if False")
+    ),
+    mutant(
+        26,
+        "json-not-measured",
+        (UPLOADS, "if len(body) > self.max_bytes", "if False"),
+        input_kind="json",
+    ),
+    mutant(26, "other-words", (LIMITS, '"File too large."', '"Too big."')),
+    mutant(
+        27,
+        "client's-mistake",
+        (
+            MAIN,
+            "    if model is None:\n        raise NotReady\n    body",
+            "    if model is None:\n        raise NotReady('Come back later.')\n    body",
+        ),
+    ),
+    mutant(
+        28,
+        "on-the-event-loop",
+        (MAIN, "await worker.run(partial(answer, model, upload))", "answer(model, upload)"),
+    ),
+    mutant(29, "no-deadline", (WORKER, "loop.call_later(self.timeout", "loop.call_later(3600")),
+    mutant(29, "other-status", (LIMITS, 'reason = 504, "Inf', 'reason = 500, "Inf')),
+    mutant(29, "hung-for-ever", (WORKER, "            self._running = None\n", "")),
+    mutant(
+        29, "ready-while-it-hangs", (WORKER, "if running and running.expired", "if not running")
+    ),
+    mutant(30, "readiness-first", (MAIN, "Depends(worker.admit)", "Depends(ready)")),
+    mutant(
+        31,
+        "corrupt-is-unforeseen",
+        (INPUTS, "    except Exception as error:", "    except KeyError as error:"),
+    ),
+    mutant(
+        31,
+        "json-in-tatters-is-a-wrong-field",
+        (UPLOADS, '== "json_invalid"', '== "never"'),
+        input_kind="json",
+    ),
+    mutant(
+        32, "any-type", (UPLOADS, "if not types <= {*self.content_types, *UNTYPED}", "if False")
+    ),
+    mutant(32, "no-unknown-type", (UPLOADS, '{"", "application/octet-stream"}', '{""}')),
+    mutant(33, "other-status", (LIMITS, "status_code=422)", "status_code=400)")),
+    mutant(33, "missing-file-not-told", (UPLOADS, "missing=not files", "missing=False")),
+    mutant(34, "main-memory-not-known", (LIMITS, "isinstance(error, MemoryError)", "False")),
+    mutant(
+        34,
+        "messages-not-read",
+        (LIMITS, 'for text in ("out of memory", "failed to allocate")', "for text in ()"),
+    ),
+    mutant(
+        34, "no-time-to-retry", (LIMITS, '"GPU out of memory.", 5', '"GPU out of memory.", None')
+    ),
+    mutant(35, "raw-500", (LIMITS, "    app.add_middleware(CatchAll)\n", "")),
+    mutant(
+        35,
+        "no-id-in-the-log",
+        (
+            LIMITS,
+            'logger.exception("Error %s in %s %s", error_id, ',
+            'logger.exception("Error in %s %s", ',
+        ),
+    ),
+    mutant(
+        35,
+        "timeouts-mixed-up",
+        (
+            WORKER,
+            "except Refusal:",
+            "except TimeoutError:\n            raise DeadlineExceeded\n        except Refusal:",
+        ),
+    ),
+    mutant(35, "stop-iteration-is-lost", (WORKER, "isinstance(error, StopIteration)", "False")),
+    mutant(
+        35,
+        "exit-ends-the-thread",
+        (
+            WORKER,
+            "except BaseException as error:  # noqa: BLE001 -- sys",
+            "except RuntimeError as error:  # noqa: BLE001 -- sys",
+        ),
+    ),
+    mutant(
+        35,
+        "failure-without-cors",
+        (MAIN, "guard(app, max_bytes=MAX_UPLOAD_BYTES)\n", ""),
+        (
+            MAIN,
+            '@app.get("/health")',
+            'guard(app, max_bytes=MAX_UPLOAD_BYTES)\n\n\n@app.get("/health")',
+        ),
+    ),
+    mutant(36, "pynvml-at-the-top", (GPU, "import logging", "import logging\nimport pynvml")),
+    mutant(
+        36, "no-reason", (GPU, 'reason="The package nvidia-ml-py is not installed."', "reason=None")
+    ),
+    mutant(
+        37, "lower-threshold-first", (GPU, "celsius > CRITICAL_CELSIUS", "celsius > HIGH_CELSIUS")
+    ),
+    mutant(37, "no-warning", (GPU, "elif celsius > HIGH_CELSIUS", "elif celsius > 90")),
+    mutant(
+        47,
+        "closed-until-loaded",
+        (MAIN, "worker.start(load)\n", "load()\n    worker.start(lambda: None)\n"),
+    ),
+    mutant(48, "no-bound", (WORKER, "len(self._waiting) >= self.max_queue", "False")),
+    mutant(
+        48,
+        "no-time-to-retry",
+        (LIMITS, '"Too many requests are waiting.", 1', '"Too many requests are waiting.", None'),
+    ),
+    mutant(48, "body-read-first", (MAIN, "    dependencies=[Depends(worker.admit)],\n", "")),
+    mutant(49, "hangs-on", (WORKER, "if self._running is call:", "if False:")),
+    mutant(49, "ends-as-if-all-were-well", (WORKER, "        self.failed = True\n", "")),
+    mutant(
+        50, "ended-by-the-signal", (MAIN, "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n", "")
+    ),
+    mutant(51, "a-traceback", (LIMITS, "except ClientDisconnect:", "except ZeroDivisionError:")),
+    mutant(
+        52, "no-raw-body", (UPLOADS, "files = [body] if body or content_type else []", "files = []")
+    ),
+    mutant(
+        52,
+        "query-not-read",
+        (UPLOADS, "self._fields(request.query_params)", "{}"),
+        input_kind="image-params",
+    ),
+    mutant(53, "no-version", (MAIN, "ML Microservice Spec ", "ML Microservice Spec, version ")),
+    mutant(53, "old-version", (MAIN, "ML Microservice Spec 1.", "ML Microservice Spec 0.")),
+]

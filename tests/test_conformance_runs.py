@@ -1,0 +1,149 @@
+"""Conformance runs over services that the template did not make, and of deployments at a URL."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import httpx
+import pytest
+
+from environments import environment
+from rendering import render
+from variants import ROOT
+
+SUBJECTS = ROOT / "tests" / "subjects"
+# What a request shows without a stand-in for the model and without the log.
+VISIBLE = {19, 20, 21, 22, 23, 24, 25, 26, 31, 32, 33, 52, 53}
+
+
+@contextmanager
+def running(folder: Path, script: str, **env: str) -> Iterator[str]:
+    """Run a service on a free port until it is ready, and yield its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    python = environment("custom") / "bin" / "python"
+    process = subprocess.Popen(
+        [str(python), script], cwd=folder, env=os.environ | {"PORT": str(port)} | env
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(f"{url}/ready").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def conformance(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the conformance tests of a rendered project."""
+    python = environment("custom") / "bin" / "python"
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    return subprocess.run(
+        [*command, "tests/test_conformance.py", *arguments],
+        cwd=project,
+        env=os.environ | {"PATIENCE_SECONDS": "8"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def outcomes(project: Path, folder: str = ".conformance") -> dict[str, set[int]]:
+    """Return the requirements' numbers by outcome, as report.json has them."""
+    report = json.loads((project / folder / "report.json").read_text("utf-8"))
+    found: dict[str, set[int]] = {}
+    for row in report["requirements"]:
+        found.setdefault(row["outcome"], set()).add(int(row["id"].removeprefix("MS-")))
+    return found
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Return a rendered service, the lightest."""
+    return render(tmp_path / "service", {"model_type": "custom"})
+
+
+def test_url_of_a_rendered_service(project: Path) -> None:
+    """A rendered service that runs somewhere keeps all that can be seen from there."""
+    with running(project, "main.py") as url:
+        result = conformance(project, "--url", url)
+    assert result.returncode == 0, result.stdout
+    assert f"ML Microservice Spec 1.0.0: {url}" in result.stdout
+    found = outcomes(project)
+    assert found["pass"] == VISIBLE | {36}
+    assert found.keys() == {"pass", "not applicable"}
+
+
+def test_url_of_a_service_written_by_hand(project: Path) -> None:
+    """So does a service with nothing of the template in it, other route and field included."""
+    (project / "request.json").write_text('{"picture": "example.png", "scale": 2}', "utf-8")
+    (project / "main.py").write_text("raise RuntimeError", "utf-8")  # which is not imported
+    options = ["--endpoint", "measure", "--example", "request.json", "--report", "out"]
+    with running(SUBJECTS, "by_hand.py") as url:
+        result = conformance(project, "--url", url, *options)
+        refused = conformance(project, "--url", url, "--example", "request.json")
+    assert result.returncode == 0, result.stdout
+    found = outcomes(project, "out")
+    assert found["pass"] == VISIBLE
+    assert found.keys() == {"pass", "not applicable"}
+    assert refused.returncode == 1
+    assert "Choose the route to ask with --endpoint: /account, /measure" in refused.stdout
+
+
+def test_url_of_a_service_that_does_not_keep_the_spec(project: Path) -> None:
+    """What a deployment breaks fails, and only that; both files say so."""
+    main = project / "main.py"
+    text = main.read_text("utf-8")
+    main.write_text(text.replace('{"status": "ok"}', '{"status": "up"}'), "utf-8")
+    with running(project, "main.py") as url:
+        result = conformance(project, "--url", url)
+    assert result.returncode == 1
+    assert outcomes(project)["fail"] == {20}
+    assert re.search(r"^MS-20 +fail +`GET /health` \(.+\)$", result.stdout, re.MULTILINE)
+    suite = ET.parse(project / ".conformance" / "junit.xml").getroot()[0]  # noqa: S314 -- our own
+    failures = [case.get("name", "") for case in suite if case.find("failure") is not None]
+    assert [name.partition(" ")[0] for name in failures] == ["MS-20"]
+    assert (suite.get("tests"), suite.get("failures")) == (str(len(suite)), "1")
+
+
+def test_url_where_nothing_answers(project: Path) -> None:
+    """An address where nothing listens is said at once."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        result = conformance(project, "--url", url)
+    assert result.returncode == 1
+    assert f"Nothing answers at {url}" in result.stdout
+
+
+def test_the_source_by_the_letter(project: Path) -> None:
+    """docs/source.md lists what the source document's own code fails, and nothing else."""
+    main = project / "main.py"
+    (project / "inputs.py").unlink()
+    for name in ("worker.py", "limits.py", "uploads.py", "gpu.py"):
+        (project / name).unlink()
+    for name in ("main.py", "device.py"):
+        shutil.copy(SUBJECTS / "by_the_letter" / name, project)
+    assert "worker" not in main.read_text("utf-8")
+    conformance(project)
+    rows: list[Any] = re.findall(
+        r"^\| MS-(\d+) \| (.+?) \|", (ROOT / "docs" / "source.md").read_text("utf-8"), re.MULTILINE
+    )
+    found = outcomes(project)
+    assert {int(number) for number, _ in rows} == found["fail"]

@@ -1,0 +1,56 @@
+"""The conformance tests are tested: each mutant fails in the requirement that it breaks."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from environments import environment
+from mutants import MUTANTS, Mutant
+from rendering import render
+from variants import ROOT
+
+# What a mutant waits for in vain costs so much time.
+PATIENCE_SECONDS = "8"
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_mutant_is_killed(mutant: Mutant, tmp_path: Path) -> None:
+    """The requirement that is broken fails, and the run with it."""
+    project = render(tmp_path / "service", mutant.answers)
+    mutant.apply(project)
+    for file in project.glob("*.py"):
+        ast.parse(file.read_text(encoding="utf-8"))
+    python = environment(str(mutant.answers["model_type"])) / "bin" / "python"
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
+    command += ["-k", f"test_ms_{mutant.number:02}_"]
+    result = subprocess.run(
+        command,
+        cwd=project,
+        env=os.environ | {"PATIENCE_SECONDS": PATIENCE_SECONDS},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1, result.stdout
+    report = json.loads((project / ".conformance" / "report.json").read_text("utf-8"))
+    outcomes = {row["id"]: row["outcome"] for row in report["requirements"]}
+    assert outcomes[f"MS-{mutant.number}"] == "fail", result.stdout
+
+
+def test_every_requirement_has_a_mutant() -> None:
+    """Each requirement that the conformance tests ask about is broken at least once."""
+    source = (ROOT / "template" / "tests" / "test_conformance.py").read_text(encoding="utf-8")
+    tested = {int(number) for number in re.findall(r"^def test_ms_(\d+)_", source, re.MULTILINE)}
+    assert {mutant.number for mutant in MUTANTS} == tested
+
+
+def test_mutants_differ() -> None:
+    """No two mutants are the same change under two names."""
+    changes = [(mutant.edits, mutant.removed) for mutant in MUTANTS]
+    assert len(changes) == len(set(changes))
+    assert len(MUTANTS) >= 40
