@@ -2,8 +2,9 @@
 PYTHON ?= python3
 WORKERS ?= 3
 VENV := .venv/bin
+GATE = make test
 
-.PHONY: demo test golden docs clean
+.PHONY: demo test golden docs release clean
 
 demo:
 	@$(PYTHON) tests/demo/demo.py
@@ -21,6 +22,9 @@ golden: .venv/complete
 
 docs: .venv/complete
 	$(VENV)/python tests/docs_prompts.py
+
+release:
+	@$(PYTHON) tests/release.py '$(VERSION)' --gate '$(GATE)' $(if $(CHECK),--dry-run)
 
 .venv/complete: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'

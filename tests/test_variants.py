@@ -36,6 +36,8 @@ every_variant = pytest.mark.parametrize(
 ALWAYS = {
     ".copier-answers.yml",
     ".dockerignore",
+    ".github/workflows/ci.yml",
+    ".github/workflows/template.yml",
     ".gitignore",
     ".python-version",
     "CLAUDE.md",
@@ -75,8 +77,8 @@ PROBES = {
     "readinessProbe": {"initialDelaySeconds": 10, "periodSeconds": 5, "failureThreshold": 30},
     "startupProbe": {"periodSeconds": 10},
 }
-# What a template engine leaves behind when it is not done.
-RESIDUE = re.compile(r"\{\{ |\{%|%\}|\{#|jinja|Undefined")
+# What a template engine leaves behind when it is not done; "${{" is for GitHub.
+RESIDUE = re.compile(r"(?<!\$)\{\{ |\{%|%\}|\{#|jinja|Undefined")
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +205,10 @@ def is_reachable(url: str) -> bool:
 
 @every_variant
 def test_deployment(variant: Variant, project: Path) -> None:
-    """The Dockerfile and k8s.yaml are clean, and have what the spec and the answers ask for."""
+    """Dockerfile, k8s.yaml and workflows are clean, and have what spec and answers ask for."""
+    workflows = [str(path) for path in (project / ".github" / "workflows").iterdir()]
+    run([beside("actionlint"), *workflows], cwd=project)
+    run([beside("zizmor"), "--offline", "--persona", "auditor", *workflows], cwd=project)
     run([beside("hadolint"), "Dockerfile"], cwd=project)
     run([beside("kubernetes-validate"), "--strict", "k8s.yaml"], cwd=project)
     dockerfile = (project / "Dockerfile").read_text(encoding="utf-8")
