@@ -96,6 +96,10 @@ class Service:
         """What each load of a stand-in was told to run on."""
         return (self.folder / "devices").read_text().split()
 
+    def wait_for_load(self) -> None:
+        """Wait until a stand-in has been told to load."""
+        self._wait((self.folder / "devices").exists, "The model was not loaded")
+
     def predict_does(self, code: str) -> None:
         """Have the stand-in run this Python code in every call from now on."""
         (self.folder / "predict.py").write_text(code)
