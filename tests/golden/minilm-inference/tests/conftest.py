@@ -94,11 +94,12 @@ class Service:
     @property
     def devices(self) -> list[str]:
         """What each load of a stand-in was told to run on."""
-        return (self.folder / "devices").read_text().split()
+        file = self.folder / "devices"
+        return file.read_text().split() if file.exists() else []
 
     def wait_for_load(self) -> None:
         """Wait until a stand-in has been told to load."""
-        self._wait((self.folder / "devices").exists, "The model was not loaded")
+        self._wait(lambda: bool(self.devices), "The model was not loaded")
 
     def predict_does(self, code: str) -> None:
         """Have the stand-in run this Python code in every call from now on."""
