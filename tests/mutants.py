@@ -230,7 +230,6 @@ MUTANTS = [
             "except TimeoutError:\n            raise DeadlineExceeded\n        except Refusal:",
         ),
     ),
-    mutant(35, "stop-iteration-is-lost", (WORKER, "isinstance(error, StopIteration)", "False")),
     mutant(
         35,
         "exit-ends-the-thread",

@@ -52,7 +52,8 @@ def request(preset: str, project: Path) -> Request:
 def base() -> str:
     """Return the base image, or skip loudly where no engine can be had."""
     try:
-        engine()
+        with locked("engine"):
+            engine()
     except ContainerError as error:
         pytest.skip(f"NO IMAGE IS BUILT: no container engine can be had here. {error}")
     return base_image(PYTHON)
