@@ -242,8 +242,9 @@ def inline_refs(schema: dict[str, Any]) -> dict[str, Any]:
         name = str(node.get("$ref", "")).removeprefix("#/$defs/")
         if name in seen:  # a model that holds itself: what is inside stays open
             return {"type": "object"}
-        if name in definitions:
-            return resolve(definitions[name], seen | {name})
+        if name in definitions:  # a field's own default and description stand beside its $ref
+            beside = {key: value for key, value in node.items() if key != "$ref"}
+            return resolve({**definitions[name], **beside}, seen | {name})
         return {key: resolve(value, seen) for key, value in node.items() if key != "$defs"}
 
     return cast("dict[str, Any]", resolve(schema, frozenset()))

@@ -199,7 +199,7 @@ MUTANTS = [
     mutant(
         32, "any-type", (UPLOADS, "if not types <= {*self.content_types, *UNTYPED}", "if False")
     ),
-    mutant(32, "no-unknown-type", (UPLOADS, '{"", "application/octet-stream"}', '{""}')),
+    mutant(32, "no-unknown-type", (UPLOADS, '{"", OCTET_STREAM}', '{""}')),
     mutant(33, "other-status", (LIMITS, "status_code=422)", "status_code=400)")),
     mutant(33, "missing-file-not-told", (UPLOADS, "missing=not files", "missing=False")),
     mutant(34, "main-memory-not-known", (LIMITS, "isinstance(error, MemoryError)", "False")),

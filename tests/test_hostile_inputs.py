@@ -125,6 +125,13 @@ class Service:
         typed = {"Content-Type": content_type} if content_type is not None else {}
         return self.post(content=content, params=self.params, headers=typed | headers)
 
+    @property
+    def raw_example(self) -> tuple[bytes, str]:
+        """The real example as a whole body, and its content type."""
+        if self.media == "json":
+            return b'{"values": [1, 2, 3, 4]}', "application/json"
+        return self.example, TYPES[self.media]
+
     def post_example(self) -> httpx.Response:
         """Send the real example."""
         if self.media == "json":
@@ -497,6 +504,52 @@ def test_hostile_field(service: Service, value: str) -> None:
         assert response.json()["detail"][0]["loc"] == ["body", "top_k"]
 
 
+@every(["multimodal"])
+@pytest.mark.parametrize(
+    "value", ["", "\0", "\ud800", "\u202e", "red\udfff", "a" * 1001, "a" * 60_000]
+)
+def test_hostile_text(service: Service, value: str) -> None:
+    """A text that is too long, or no text at all, is a 4xx in the form and in the query."""
+    encoded = value.encode(errors="surrogatepass")
+    form = part("text", encoded) + part("file", service.example, FILE) + b"--x--"
+    query = "".join(f"%{byte:02x}" for byte in encoded[:20_000])
+    for response in (
+        service.client.post(service.route, content=form, headers={"Content-Type": FORM}),
+        service.client.post(f"{service.route}?text={query}", content=service.example),
+    ):
+        assert response.status_code in REFUSALS, response.text
+
+
+@every(KINDS)
+def test_hostile_query(service: Service) -> None:
+    """Parameters that nobody asked for change nothing, however many or odd they are."""
+    content, content_type = service.raw_example
+    once = service.post_example().json()
+    for query in (
+        "&".join(f"a{number}" for number in range(5_000)),
+        "a=" + 20_000 * "b",
+        "%00=%ff&%ed%a0%80=%ed%a0%80&=&&&a[b]=1&__proto__=1&file=a&files=b",
+    ):
+        response = service.client.post(
+            f"{service.route}?{query}&text=a+red+picture",
+            content=content,
+            headers={"Content-Type": content_type},
+        )
+        assert (response.status_code, response.json()) == (200, once)
+
+
+@every(KINDS)
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "identity", "x", "gzip, gzip", ""])
+def test_content_encoding(service: Service, coding: str) -> None:
+    """Nothing is unpacked, whatever a request says of its encoding: the body is taken as it is."""
+    content, content_type = service.raw_example
+    plain = service.send(content, content_type, **{"Content-Encoding": coding})
+    assert (plain.status_code, plain.json()) == (200, service.post_example().json())
+    packed = zlib.compress(content, wbits=31)
+    response = service.send(packed, content_type, **{"Content-Encoding": coding})
+    assert response.status_code in REFUSALS, response.text
+
+
 # Documents for the stock model of JSON, which wants {"values": [four numbers or more]}.
 DOCUMENTS = {
     "not-a-number": b'{"values": [1, 2, 3, NaN]}',
@@ -512,6 +565,10 @@ DOCUMENTS = {
     "lone-surrogate-as-name": b'{"\\ud800": 1}',
     "not-utf8": b'{"values": "\xff"}',
     "utf16": '{"values": [1, 2, 3, 4]}'.encode("utf-16"),
+    "byte-order-mark": '{"values": [1, 2, 3, 4]}'.encode("utf-8-sig"),
+    "key-given-twice": b'{"values": [1, 2, 3, 4], "values": []}',
+    "nested-in-an-unknown-key": b'{"values": [1, 2, 3, 4], "a": ' + 100_000 * b"[" + b"}",
+    "lone-surrogate-in-an-unknown-key": b'{"values": [1, 2, 3, 4], "a": "\\udfff"}',
     "cut-off": b'{"values": [1, 2, 3',
     "more-than-one": b'{"values": [1, 2, 3, 4]}{}',
     "too-many-values": json.dumps({"values": [0] * 100_000}).encode(),

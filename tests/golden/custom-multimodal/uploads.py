@@ -1,9 +1,9 @@
-"""Takes a request off the wire: a multipart form, or a raw body and a query."""
+"""Takes a request off the wire: a multipart form, or a raw body; parameters also in the query."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_origin
+from typing import Any, Generic, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -14,7 +14,8 @@ from limits import BadInput, TooLarge, UnsupportedType, field_errors, inline_ref
 
 HERE = Path(__file__).parent
 # A sender that does not know the type sends one of these; the decoder then looks at the content.
-UNTYPED = frozenset({"", "application/octet-stream"})
+OCTET_STREAM = "application/octet-stream"
+UNTYPED = frozenset({"", OCTET_STREAM})
 
 ParamsT = TypeVar("ParamsT", bound=BaseModel)
 
@@ -43,11 +44,9 @@ class Reader(Generic[ParamsT]):
         self.field = field
         self.several = field == "files"
         self.content_types = content_types
-        self.lists = {
-            name
-            for name, info in params.model_fields.items()
-            if get_origin(info.annotation) in (list, set, tuple)
-        }
+        self.schema = inline_refs(params.model_json_schema())
+        properties = self.schema.get("properties", {})
+        self.lists = {name for name in properties if takes_several(properties[name])}
         self.max_bytes = max_bytes
 
     async def __call__(self, request: Request) -> Upload[ParamsT]:
@@ -56,6 +55,7 @@ class Reader(Generic[ParamsT]):
         Raises, in this order, TooLarge, RequestValidationError, UnsupportedType and BadInput.
         """
         content_type = essence(request.headers.get("content-type"))
+        fields = self._fields(request.query_params)
         if content_type == "multipart/form-data":
             try:
                 form = await request.form()
@@ -64,13 +64,12 @@ class Reader(Generic[ParamsT]):
             parts = [part for part in form.getlist(self.field) if isinstance(part, UploadFile)]
             files = [await part.read() for part in (parts if self.several else parts[-1:])]
             types = {essence(part.content_type) for part in parts}
-            fields = self._fields(form)
+            fields |= self._fields(form)
             await form.close()
         else:
             body = await request.body()
             files = [body] if body or content_type else []
             types = {content_type}
-            fields = self._fields(request.query_params)
         if sum(map(len, files)) > self.max_bytes:
             raise TooLarge
         params = self._validate(fields, missing=not files)
@@ -88,23 +87,28 @@ class Reader(Generic[ParamsT]):
 
     def openapi(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """Describe the form and the raw body for the OpenAPI document."""
-        schema = inline_refs(self.params.model_json_schema())
         binary: dict[str, Any] = {"type": "string", "format": "binary"}
-        properties = schema.get("properties", {})
-        for name in properties.keys() & example.keys():
-            properties[name]["example"] = example[name]
+        batch = {"type": "array", "items": binary, "minItems": 1}
+        properties = {
+            name: {**schema, "example": example[name]} if name in example else schema
+            for name, schema in self.schema.get("properties", {}).items()
+        }
         form: dict[str, Any] = {
             "type": "object",
-            "properties": {
-                self.field: {"type": "array", "items": binary} if self.several else binary,
-                **properties,
-            },
-            "required": [self.field, *schema.get("required", [])],
+            "properties": {self.field: batch if self.several else binary, **properties},
+            "required": [self.field, *self.schema.get("required", [])],
         }
         content = {"multipart/form-data": {"schema": form}}
-        content |= {name: {"schema": binary} for name in sorted(self.content_types)}
+        types = sorted({*self.content_types, OCTET_STREAM})
+        content |= {name: {"schema": binary} for name in types}
         query = [
-            {"name": name, "in": "query", "required": False, "schema": properties[name]}
+            {
+                "name": name,
+                "in": "query",
+                "description": "In place of the form's field, as beside a raw body.",
+                "required": False,
+                "schema": properties[name],
+            }
             for name in properties
         ]
         return {"requestBody": {"required": True, "content": content}, "parameters": query}
@@ -133,3 +137,8 @@ class Reader(Generic[ParamsT]):
 def essence(content_type: str | None) -> str:
     """Return a content type without its parameters: "image/png; q=1" is "image/png"."""
     return (content_type or "").partition(";")[0].strip().lower()
+
+
+def takes_several(schema: Mapping[str, Any]) -> bool:
+    """Tell whether a parameter of this schema is a list, be it an optional one."""
+    return any(option.get("type") == "array" for option in (schema, *schema.get("anyOf", ())))

@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field
 
 from device import get_device
 from inputs import CONTENT_TYPES, Input, decode
-from limits import RESPONSES, CannotLoad, NotReady, env_bool, env_int, guard
+from limits import RESPONSES, BadInput, CannotLoad, NotReady, env_bool, env_int, guard
 from uploads import Reader, Upload
 from worker import Worker
 
@@ -49,6 +49,11 @@ PROVIDERS = {
     "mps": "CoreMLExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
+
+# RapidOCR enlarges a thin picture until its short side has hundreds of pixels: 70 bytes of PNG,
+# 2000 x 1 pixels, would take tens of gigabytes.
+MAX_WIDTH = 100  # times the height: a line of text is wide
+MAX_HEIGHT = 10  # times the width
 
 
 class Params(BaseModel):
@@ -106,6 +111,8 @@ class Model:
         return [self._read(item.image, item.params.min_confidence) for item in inputs]
 
     def _read(self, image: Image.Image, min_confidence: float) -> Output:
+        if image.width > MAX_WIDTH * image.height or image.height > MAX_HEIGHT * image.width:
+            raise BadInput(f"{image.width} x {image.height} pixels are too thin a picture.")
         found = self.engine(image, text_score=min_confidence)
         if not len(found):
             return Output(lines=[])

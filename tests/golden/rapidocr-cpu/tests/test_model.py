@@ -31,3 +31,12 @@ def test_min_confidence(service: Service) -> None:
     file = (ROOT / "example.png").read_bytes()
     response = service.client.post(ROUTE, files={"file": file}, data={"min_confidence": "1"})
     assert response.json() == {"lines": []}
+
+
+def test_thin_picture(service: Service) -> None:
+    """A picture so thin that the engine would enlarge it beyond all memory is refused at once."""
+    for size in ((2000, 1), (1, 2000)):
+        strip = BytesIO()
+        Image.new("RGB", size).save(strip, format="PNG")
+        response = service.client.post(ROUTE, files={"file": strip.getvalue()})
+        assert response.status_code == 400
