@@ -1,7 +1,10 @@
-"""What the last `copier update` should have left: no conflicts, and valid answers."""
+"""What `copier update` should leave: no conflicts, valid answers, and a lock that fits."""
 
+import os
 import re
+import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -51,6 +54,7 @@ CHOICES = {
 }
 ANSWERS = ".copier-answers.yml"
 SKIPPED = {".git", ".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", "__pycache__"}
+LARGEST_BYTES = 1_000_000  # no file of the template's is larger; your weights may be
 
 
 def committed_answers() -> str:
@@ -77,6 +81,26 @@ def test_no_conflicts() -> None:
     for path in ROOT.rglob("*"):
         if not path.is_file() or SKIPPED & set(path.relative_to(ROOT).parts):
             continue
+        if path.stat().st_size > LARGEST_BYTES:
+            continue
         if path.suffix == ".rej" or re.search(rb"^(<{7}|>{7}) ", path.read_bytes(), re.MULTILINE):
             conflicts.append(str(path.relative_to(ROOT)))
-    assert not conflicts, f"Solve the conflicts of the update in {', '.join(conflicts)}"
+    assert not conflicts, (
+        f"Solve the conflicts of the update in {', '.join(conflicts)}: keep what is right of both "
+        "sides, and delete the marks, or the .rej file"
+    )
+
+
+def test_lock_fits() -> None:
+    """The image is built from uv.lock as it is: it has to hold what pyproject.toml asks for."""
+    if not (ROOT / "uv.lock").exists():
+        return  # nobody has run `uv lock` yet
+    uv = os.getenv("UV") or shutil.which("uv")
+    if not uv:
+        pytest.skip("uv, which can tell whether uv.lock fits pyproject.toml, is not installed")
+    # A lock that fits needs no network to be found so.
+    command = [uv, "lock", "--check", "--offline", "--python", sys.executable]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, (
+        f"uv.lock does not fit pyproject.toml. Run `uv lock`, and commit uv.lock\n{result.stderr}"
+    )
