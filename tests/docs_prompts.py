@@ -34,7 +34,9 @@ def defaults() -> dict[str, Any]:
     context: dict[str, Any] = {
         name: table(name)
         for name, value in questionnaire().items()
-        if not name.startswith("_") and value["type"] == "yaml"
+        if not name.startswith("_")
+        and value["type"] == "yaml"
+        and isinstance(value["default"], str)
     }
     answers: dict[str, Any] = {}
     for name, question in questions().items():

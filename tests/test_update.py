@@ -4,89 +4,36 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-import yaml
-from copier import run_copy, run_update
+from copier import run_update
 
-from environments import environment
 from golden import RENDERS
 from rendering import commit_all, files_in, git, template_folder
+from updating import (
+    ANSWERS,
+    GREETER,
+    GREETER_TEST,
+    add_version,
+    answers_of,
+    append,
+    change,
+    conflicts,
+    contents,
+    own_tests,
+    owned,
+    owners,
+    put_seam,
+    render,
+    seam_of,
+    update,
+)
 
 SENTINEL = 'VERSION_2 = "A line of the second version."\n'
+YOUR_TESTS = "test_model", "fixtures", "checkpoint"
 SETTING = 'NEW_SETTING = env_int("NEW_SETTING", 7)\n'
-MARKS = "# Your model starts here.\n", "# Your model ends here.\n"
-ANSWERS = ".copier-answers.yml"
-# What an answer or the example needs is brought back where a user has deleted it.
-BROUGHT_BACK = {"inference.py", "model.onnx", "example.png"}
-
-# A model of a user's own, for a service that takes JSON.
-GREETER = '''
-MODEL_NAME = os.getenv("MODEL_NAME", "greeter")
-
-
-class Params(BaseModel):
-    """The request's body."""
-
-    name: str
-
-
-class Output(BaseModel):
-    """What to say."""
-
-    greeting: str
-
-
-EXAMPLE = {"name": "Ada"}
-
-
-class Model:
-    """Greets."""
-
-    def __init__(self, device: str) -> None:
-        """Learn to greet."""
-        self.device = device
-
-    def predict(self, inputs: list[Input[Params]]) -> list[Output]:
-        """Greet each."""
-        return [Output(greeting=f"Hello {item.params.name}") for item in inputs]
-
-
-'''
-GREETER_TEST = '''
-"""What the greeter says."""
-
-from conftest import Service
-
-
-def test_greeting(service: Service) -> None:
-    """It greets by name."""
-    answer = service.client.post("/infer", json={"name": "Bo"}).json()
-    assert answer == {"greeting": "Hello Bo"}
-'''
-
-
-def change(file: Path, old: str, new: str) -> None:
-    """Replace some text, which has to be there, in a file."""
-    text = file.read_text(encoding="utf-8")
-    assert old in text, f"{old!r} is not in {file}"
-    file.write_text(text.replace(old, new), encoding="utf-8")
-
-
-def append(file: Path, text: str) -> None:
-    """Add text to the end of a file."""
-    with file.open("a", encoding="utf-8") as opened:
-        opened.write(text)
-
-
-def add_version(repository: Path, number: int, make: Callable[[Path], None]) -> None:
-    """Change the template, and release it."""
-    make(repository)
-    commit_all(repository, f"Version {number}", tag=f"v{number}.0.0")
 
 
 def second_version(repository: Path) -> None:
@@ -113,81 +60,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def render(repository: Path, project: Path, version: int = 1, **answers: Any) -> Path:
-    """Render a service from a version of the template, and commit it."""
-    ref = f"v{version}.0.0"
-    run_copy(str(repository), project, answers, vcs_ref=ref, defaults=True, quiet=True)
-    commit_all(project, "Render")
-    return project
-
-
-def update(project: Path, **answers: Any) -> None:
-    """Commit what the user has done, and update the service to the newest version."""
-    commit_all(project, "Work")
-    run_update(project, answers, defaults=True, overwrite=True, quiet=True)
-
-
-def contents(project: Path) -> dict[str, bytes]:
-    """Return every file of the service."""
-    return {name: (project / name).read_bytes() for name in files_in(project)}
-
-
-def owners(project: Path) -> dict[str, str]:
-    """Return who owns each file, "you" or "template", as the service's CLAUDE.md says."""
-    text = (project / "CLAUDE.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (.+) \| (you|template)\b.* \|", text, re.MULTILINE)
-    return {name: owner for names, owner in rows for name in names.split(", ")}
-
-
-def owned(project: Path, owner: str) -> dict[str, bytes]:
-    """Return the files that are the user's, or the template's."""
-    names = owners(project)
-    return {name: data for name, data in contents(project).items() if names[name] == owner}
-
-
-def conflicts(project: Path) -> list[str]:
-    """Return the files that have the marks of a conflict."""
-    marks = re.compile(rb"^(<{7}|>{7}) ", re.MULTILINE)
-    return [name for name, content in contents(project).items() if marks.search(content)]
-
-
-def answers_of(project: Path) -> dict[str, Any]:
-    """Return the answers that a service remembers."""
-    answers: dict[str, Any] = yaml.safe_load((project / ANSWERS).read_text(encoding="utf-8"))
-    return answers
-
-
-def put_seam(project: Path, seam: str) -> None:
-    """Write a user's model between the marks of main.py."""
-    main = project / "main.py"
-    before, _, rest = main.read_text(encoding="utf-8").partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    main.write_text(before + MARKS[0] + seam + MARKS[1] + after, encoding="utf-8")
-
-
-def seam_of(project: Path) -> str:
-    """Return what stands between the marks of main.py."""
-    text = (project / "main.py").read_text(encoding="utf-8")
-    return text.partition(MARKS[0])[2].partition(MARKS[1])[0]
-
-
-@cache
-def python() -> str:
-    """Return an interpreter for the services' own tests."""
-    return str(environment("custom") / "bin" / "python")
-
-
-def own_tests(project: Path, *tests: str) -> subprocess.CompletedProcess[str]:
-    """Run some of a service's own tests."""
-    command = [python(), "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize("name", RENDERS)
 def test_untouched(repository: Path, tmp_path: Path, name: str) -> None:
     """A service as it came is a fresh render afterwards; what is the user's is as it was."""
     project = render(repository, tmp_path / "service", **RENDERS[name])
-    assert owners(project).keys() == files_in(project) | {"uv.lock"}
     yours = owned(project, "you")
     update(project)
     fresh = render(repository, tmp_path / "fresh", version=2, **RENDERS[name])
@@ -264,12 +140,15 @@ def test_edited_files_of_the_user(repository: Path, tmp_path: Path) -> None:
 def test_deleted_files_of_the_user(repository: Path, tmp_path: Path) -> None:
     """Files that the user does not want stay away."""
     project = render(repository, tmp_path, preset="minilm")
-    unwanted = owned(project, "you").keys() - BROUGHT_BACK
-    assert len(unwanted) == 4
+    unwanted = owned(project, "you").keys()
+    assert unwanted == {"README.md", *(f"tests/{name}.py" for name in YOUR_TESTS)}
     for name in unwanted:
         (project / name).unlink()
     update(project)
     assert not unwanted & files_in(project)
+    # Another model type does not bring them either, but for the one that such a change is about.
+    update(project, preset="none", model_type="ggml", endpoint="complete")
+    assert unwanted & files_in(project) == {"tests/checkpoint.py"}
     assert SENTINEL in (project / "worker.py").read_text(encoding="utf-8")
 
 
@@ -335,8 +214,7 @@ def test_other_answer(
     assert (after | follows).items() <= known.items()
     fresh = render(repository, tmp_path / "fresh", version=2, **known)
     assert owned(project, "template") == owned(fresh, "template")
-    # As a file that the user may have deleted, it is not brought in later.
-    assert files_in(fresh) - files_in(project) <= {"tests/checkpoint.py"}
+    assert files_in(fresh) <= files_in(project)
 
 
 def test_seam_to_a_file_of_its_own(repository: Path, tmp_path: Path) -> None:
@@ -373,7 +251,7 @@ def test_conflict_is_told(repository: Path, tmp_path: Path, mode: Literal["inlin
     result = own_tests(project, "tests/test_template.py")
     assert result.returncode == 1
     file = {"inline": "worker.py", "rej": "worker.py.rej"}[mode]
-    assert f"Solve the conflicts of the update in {file}\n" in result.stdout
+    assert f"Solve the conflicts of the update in {file}: " in result.stdout
     (project / file).write_text("", encoding="utf-8")
     if mode == "rej":
         (project / file).unlink()
