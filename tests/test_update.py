@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pytest
 from copier import run_update
 
+from environments import run, uv
 from golden import RENDERS
 from rendering import commit_all, files_in, git, template_folder
 from updating import (
@@ -26,10 +27,13 @@ from updating import (
     owned,
     owners,
     put_seam,
+    python,
     render,
     seam_of,
     update,
+    yours,
 )
+from variants import questionnaire, questions, table
 
 SENTINEL = 'VERSION_2 = "A line of the second version."\n'
 YOUR_TESTS = "test_model", "fixtures", "checkpoint"
@@ -58,6 +62,15 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_version(folder, 1, lambda _: None)
     add_version(folder, 2, second_version)
     return folder
+
+
+def test_files_are_declared_once() -> None:
+    """What an update leaves alone, what it brings, and what CLAUDE.md says read one list."""
+    settings = questionnaire()
+    assert settings["_exclude"] == settings["_skip_if_exists"] == settings["yours"]["default"]
+    assert table("yours_by_answer").keys() <= {*yours()}
+    for answers in table("yours_by_answer").values():
+        assert {*answers} <= questions().keys()
 
 
 @pytest.mark.parametrize("name", RENDERS)
@@ -231,10 +244,6 @@ def test_seam_to_a_file_of_its_own(repository: Path, tmp_path: Path) -> None:
     result = own_tests(project, "tests/test_template.py")
     assert result.returncode == 1
     assert "Solve the conflicts of the update in main.py" in result.stdout
-    # What docs/wrap-a-model.md says to do then.
-    git(project, "checkout", "--theirs", "main.py")
-    assert conflicts(project) == []
-    assert "from inference import" in (project / "main.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("mode", ["inline", "rej"])
@@ -335,3 +344,37 @@ def test_version_by_version(repository: Path, tmp_path: Path) -> None:
         assert conflicts(project) == []
         assert (project / "limits.py").read_text(encoding="utf-8").endswith("# Three\n")
     assert contents(projects[0]) == contents(projects[1])
+
+
+def test_file_that_becomes_the_users(repository: Path, tmp_path: Path) -> None:
+    """A file that a later version hands over stays, with the user's edits in it."""
+
+    def third_version(template: Path) -> None:
+        change(template / "copier.yml", "  - model.onnx\n", "  - model.onnx\n  - k8s.yaml\n")
+        append(template / "template" / "k8s.yaml.jinja", "# Of version 3\n")
+
+    later = tmp_path / "template"
+    shutil.copytree(repository, later)
+    add_version(later, 3, third_version)
+    project = render(later, tmp_path / "service", version=2)
+    append(project / "k8s.yaml", "# Mine\n")
+    before = (project / "k8s.yaml").read_bytes()
+    update(project)
+    assert answers_of(project)["_commit"] == "v3.0.0"
+    assert (project / "k8s.yaml").read_bytes() == before
+
+
+def test_lock_that_does_not_fit(repository: Path, tmp_path: Path) -> None:
+    """The service's own tests tell of a uv.lock that another answer has made old."""
+    project = render(repository, tmp_path, model_type="custom", accelerator="cpu")
+    check = "tests/test_template.py::test_lock_fits"
+    assert own_tests(project, check).returncode == 0  # there is none yet
+    lock = [uv(), "lock", "--quiet", "--python", python()]
+    run(lock, cwd=project)
+    assert own_tests(project, check).returncode == 0
+    update(project, accelerator="auto", input_kind="audio")
+    result = own_tests(project, check)
+    assert result.returncode == 1
+    assert "uv.lock does not fit pyproject.toml. Run `uv lock`, and commit uv.lock" in result.stdout
+    run(lock, cwd=project)
+    assert own_tests(project, check).returncode == 0

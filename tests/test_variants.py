@@ -20,6 +20,7 @@ import yaml
 
 from environments import CACHE, locked, python_of, run, uv
 from rendering import files_in, render
+from updating import declared_owners, owners
 from variants import Variant, table, variants
 
 stacks = {variant.stack: count() for variant in variants()}
@@ -129,8 +130,13 @@ def expected_files(variant: Variant) -> set[str]:
 
 @every_variant
 def test_tree(variant: Variant, project: Path) -> None:
-    """Exactly the expected files, none of them empty, nothing of the template engine in them."""
-    assert files_in(project) == expected_files(variant)
+    """Exactly the expected files, none of them empty, nothing of the template engine in them.
+
+    CLAUDE.md names each of them once, with the owner that copier.yml gives it.
+    """
+    files = files_in(project)
+    assert files == expected_files(variant)
+    assert owners(project) == declared_owners(files | {"uv.lock"})
     for path in project.rglob("*"):
         if not path.is_file():
             continue
