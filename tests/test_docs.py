@@ -8,6 +8,7 @@ import pytest
 
 import docs_prompts
 from rendering import files_in, render
+from updating import yours
 from variants import ROOT, choices, questions
 
 SKIPPED = {".venv", ".cache", ".demo", ".git", "golden"}
@@ -64,6 +65,14 @@ def test_readme_lists_the_questions() -> None:
             assert values == [str(default).lower(), str(not default).lower()]
         else:
             assert values == ([str(default)] if default != "" else [])
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/update.md"])
+def test_files_that_are_yours(document: str) -> None:
+    """Where documents list the user's files, these are the ones that copier.yml declares."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    [listed] = re.findall(r"Files that are yours(.*?), and ", text, re.DOTALL)
+    assert sorted(re.findall(r"`([^`]+)`", listed)) == sorted(yours())
 
 
 @every_document

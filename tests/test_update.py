@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from copier import run_update
+from copier import run_recopy, run_update
 
 from environments import run, uv
 from golden import RENDERS
@@ -267,6 +267,37 @@ def test_conflict_is_told(repository: Path, tmp_path: Path, mode: Literal["inlin
     assert own_tests(project, "tests/test_template.py").returncode == 0
 
 
+def test_update_with_a_conflict_is_taken_back(repository: Path, tmp_path: Path) -> None:
+    """What docs/update.md says of either side holds, and of taking all of it back."""
+    project = render(repository, tmp_path / "service")
+    change(project / "worker.py", "logger = ", 'MINE = "Here."\nlogger = ')
+    mine = contents(project)
+    update(project)
+    new = render(repository, tmp_path / "fresh", version=2)
+    assert conflicts(project) == ["worker.py"]
+    assert git(project, "diff", "--name-only", "--diff-filter=U") == "worker.py\n"
+    for side, expected in (("--ours", mine["worker.py"]), ("--theirs", contents(new)["worker.py"])):
+        git(project, "checkout", side, "worker.py")
+        assert (project / "worker.py").read_bytes() == expected
+    (project / "worker.py.rej").write_text("lies about\n", encoding="utf-8")
+    git(project, "reset", "--hard", "--quiet")
+    git(project, "clean", "-d", "--force", "--quiet")
+    assert contents(project) == mine
+    assert git(project, "status", "--porcelain") == ""
+
+
+def test_recopy(repository: Path, tmp_path: Path) -> None:
+    """`copier recopy` gives up edits of the template's files, but not what is the user's."""
+    project = render(repository, tmp_path)
+    names = owned(project, "you").keys()
+    for name in (*names, "worker.py"):
+        (project / name).write_text("My own.\n", encoding="utf-8")
+    run_recopy(project, defaults=True, overwrite=True, quiet=True)
+    for name in names:
+        assert (project / name).read_text(encoding="utf-8") == "My own.\n", name
+    assert SENTINEL in (project / "worker.py").read_text(encoding="utf-8")
+
+
 def test_choice_that_is_gone(repository: Path, tmp_path: Path) -> None:
     """An answer that is no longer a choice is replaced in silence; the service's tests tell."""
 
@@ -286,6 +317,23 @@ def test_choice_that_is_gone(repository: Path, tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "model_type=custom is no longer a choice of the template" in result.stdout
     assert "Choose one of pytorch, transformers, onnxruntime, paddle, ggml" in result.stdout
+
+
+def test_endpoint_that_is_taken(repository: Path, tmp_path: Path) -> None:
+    """So it is with a route whose name a later version needs for itself."""
+
+    def third_version(template: Path) -> None:
+        change(template / "copier.yml", '"[health, ready,', '"[health, look, ready,')
+
+    later = tmp_path / "template"
+    shutil.copytree(repository, later)
+    add_version(later, 3, third_version)
+    project = render(later, tmp_path / "service", model_type="custom", endpoint="look")
+    update(project)
+    assert answers_of(project)["endpoint"] == "classify"
+    result = own_tests(project, "tests/test_template.py")
+    assert result.returncode == 1
+    assert "/look is reserved for the service itself by now" in result.stdout
 
 
 def test_answer_that_does_not_go_with_another(repository: Path, tmp_path: Path) -> None:

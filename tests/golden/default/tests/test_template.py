@@ -52,27 +52,55 @@ CHOICES = {
         "3.14",
     ],
 }
+# Routes that the template keeps for itself.
+RESERVED = [
+    "health",
+    "ready",
+    "gpu",
+    "metrics",
+    "docs",
+    "redoc",
+    "openapi.json",
+    "ping",
+    "invocations",
+    "adapters",
+    "v2",
+    "readyz",
+    "predict",
+    "stream",
+    "tasks",
+    "static",
+]
 ANSWERS = ".copier-answers.yml"
 SKIPPED = {".git", ".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", "__pycache__"}
 LARGEST_BYTES = 1_000_000  # no file of the template's is larger; your weights may be
 
 
-def committed_answers() -> str:
-    """Return the answers as they were committed last: an update may have replaced one since."""
+def answers_to(question: str) -> list[str]:
+    """Return the answer, and the one that was committed last: an update may have replaced it."""
     command = ["git", "show", f"HEAD:./{ANSWERS}"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return result.stdout
+    committed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    text = (ROOT / ANSWERS).read_text() + committed.stdout
+    return re.findall(rf"^{question}: *['\"]?([^'\"\n]+)", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("question", CHOICES)
 def test_answers_are_valid(question: str) -> None:
     """Every answer is one of today's choices; one that is not gets replaced without a word."""
-    for text in ((ROOT / ANSWERS).read_text(), committed_answers()):
-        for answer in re.findall(rf"^{question}: *['\"]?([^'\"\n]+)", text, re.MULTILINE):
-            assert answer in CHOICES[question], (
-                f"{question}={answer} is no longer a choice of the template. Choose one of "
-                f"{', '.join(CHOICES[question])}: copier update -d {question}=..."
-            )
+    for answer in answers_to(question):
+        assert answer in CHOICES[question], (
+            f"{question}={answer} is no longer a choice of the template. Choose one of "
+            f"{', '.join(CHOICES[question])}: copier update -d {question}=..."
+        )
+
+
+def test_endpoint_is_free() -> None:
+    """The endpoint's name is none that a newer template needs; it would be replaced likewise."""
+    for answer in answers_to("endpoint"):
+        assert answer not in RESERVED, (
+            f"/{answer} is reserved for the service itself by now. Choose another name: "
+            "copier update -d endpoint=..."
+        )
 
 
 def test_no_conflicts() -> None:
