@@ -6,17 +6,16 @@ import re
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-import httpx
 import pytest
 
 from environments import environment
+from live import live
 from rendering import render
 from variants import ROOT
 
@@ -26,28 +25,12 @@ VISIBLE = {19, 20, 21, 22, 23, 24, 25, 26, 31, 32, 33, 52, 53}
 
 
 @contextmanager
-def running(folder: Path, script: str, **env: str) -> Iterator[str]:
+def running(folder: Path, log: Path, script: str = "main.py") -> Iterator[str]:
     """Run a service on a free port until it is ready, and yield its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    python = environment("custom") / "bin" / "python"
-    process = subprocess.Popen(
-        [str(python), script], cwd=folder, env=os.environ | {"PORT": str(port)} | env
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            try:
-                if httpx.get(f"{url}/ready").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+    python = str(environment("custom") / "bin" / "python")
+    with live(folder, python, log, script=script) as service:
+        service.ready()
+        yield service.url
 
 
 def conformance(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -81,7 +64,7 @@ def project(tmp_path: Path) -> Path:
 
 def test_url_of_a_rendered_service(project: Path) -> None:
     """A rendered service that runs somewhere keeps all that can be seen from there."""
-    with running(project, "main.py") as url:
+    with running(project, project / "log") as url:
         result = conformance(project, "--url", url)
     assert result.returncode == 0, result.stdout
     assert f"ML Microservice Spec 1.0.0: {url}" in result.stdout
@@ -95,7 +78,7 @@ def test_url_of_a_service_written_by_hand(project: Path) -> None:
     (project / "request.json").write_text('{"picture": "example.png", "scale": 2}', "utf-8")
     (project / "main.py").write_text("raise RuntimeError", "utf-8")  # which is not imported
     options = ["--endpoint", "measure", "--example", "request.json", "--report", "out"]
-    with running(SUBJECTS, "by_hand.py") as url:
+    with running(SUBJECTS, project / "log", "by_hand.py") as url:
         result = conformance(project, "--url", url, *options)
         refused = conformance(project, "--url", url, "--example", "request.json")
     assert result.returncode == 0, result.stdout
@@ -111,7 +94,7 @@ def test_url_of_a_service_that_does_not_keep_the_spec(project: Path) -> None:
     main = project / "main.py"
     text = main.read_text("utf-8")
     main.write_text(text.replace('{"status": "ok"}', '{"status": "up"}'), "utf-8")
-    with running(project, "main.py") as url:
+    with running(project, project / "log") as url:
         result = conformance(project, "--url", url)
     assert result.returncode == 1
     assert outcomes(project)["fail"] == {20}

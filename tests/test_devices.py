@@ -6,24 +6,17 @@ Only what asks the hardware is a stand-in: the frameworks' modules, NVIDIA's dri
 import json
 import os
 import re
-import socket
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from environments import environment, run
+from live import START_SECONDS, Live, live
 from rendering import render
 from variants import table
-
-SECONDS = 60
 
 # What the stand-ins of the frameworks begin with: HARDWARE is a list of devices, and BROKEN the
 # name of what the import raises.
@@ -176,51 +169,9 @@ def choose(project: Path, env: dict[str, str], *states: dict[str, str]) -> list[
     return [(chosen, log) for chosen, log in json.loads(answer)]
 
 
-@dataclass
-class Service:
-    """A live service."""
-
-    process: subprocess.Popen[bytes]
-    client: httpx.Client
-    file: Path
-
-    @property
-    def log(self) -> str:
-        """What the service has printed so far."""
-        return self.file.read_text(encoding="utf-8", errors="replace")
-
-    def ready(self) -> httpx.Client:
-        """Wait until it is ready, and return what to ask it with."""
-        deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline and self.process.poll() is None:
-            with suppress(httpx.TransportError):
-                if self.client.get("/ready").status_code == 200:
-                    return self.client
-            time.sleep(0.05)
-        pytest.fail(self.log)
-
-
-@contextmanager
-def service(project: Path, env: dict[str, str], **more: str) -> Iterator[Service]:
-    """Start a service, and leave nothing of it running."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    file = project.with_name("log")
-    with file.open("wb") as log:
-        process = subprocess.Popen(
-            [python(), "main.py"],
-            cwd=project,
-            env=env | {"PORT": port} | more,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            yield Service(process, client, file)
-    finally:
-        process.kill()
-        process.wait()
+def service(project: Path, env: dict[str, str], **more: str) -> AbstractContextManager[Live]:
+    """Start a service in an environment with stand-ins."""
+    return live(project, python(), project.with_name("log"), **env | more)
 
 
 @pytest.mark.parametrize(("model_type", "input_kind", "accelerator"), CELLS)
@@ -283,7 +234,7 @@ def test_wrong_device_ends_the_start(tmp_path: Path) -> None:
     """A DEVICE that is none ends the process with status 1, and one line says what is right."""
     project = render(tmp_path / "project", {"model_type": "custom"})
     with service(project, with_stubs(project, {}), DEVICE="cuda:0") as running:
-        assert running.process.wait(SECONDS) == 1
+        assert running.process.wait(START_SECONDS) == 1
     expected = "The model cannot be loaded: DEVICE must be one of cuda, mps, cpu; not 'cuda:0'\n"
     assert expected in running.log
     assert "Traceback" not in running.log
@@ -327,7 +278,7 @@ def test_silent_fallback_is_refused(
     project = render(tmp_path / "project", {"model_type": model_type, "input_kind": input_kind})
     env = with_stubs(project, STUBS[model_type, input_kind])
     with service(project, env, DEVICE="cuda") as running:
-        assert running.process.wait(SECONDS) == 1
+        assert running.process.wait(START_SECONDS) == 1
     assert f"The model cannot be loaded: {reason}" in running.log
     assert "Traceback" not in running.log
 

@@ -1,7 +1,6 @@
 """Hostile requests to a live service of each input kind: all are refused, and none does harm."""
 
 import json
-import os
 import random
 import re
 import select
@@ -11,7 +10,7 @@ import subprocess
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from io import BytesIO
@@ -23,6 +22,7 @@ import pytest
 from PIL import Image
 
 from environments import environment, run
+from live import live
 from rendering import render
 from variants import choices, table
 
@@ -35,7 +35,6 @@ LIMITS = {
     "MAX_FRAMES": "20",
     "INFER_TIMEOUT_SECONDS": "20",
 }
-START_SECONDS = 60
 # More than a decoder needs for what is within the limits, and less than any of the bombs takes.
 TOLERATED_MB = 100
 TYPES = {"image": "image/png", "audio": "audio/wav", "video": "video/mp4"}
@@ -153,40 +152,19 @@ def python() -> str:
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Service]]:
     """Return a function that starts the service of an input kind, once."""
-    started: list[Service] = []
+    stack = ExitStack()
 
     @cache
     def start(kind: str) -> Service:
         answers = {"model_type": "custom", "input_kind": kind, "accelerator": "cpu"}
         folder = render(tmp_path_factory.mktemp("hostile") / kind, answers)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [python(), "main.py"],
-                cwd=folder,
-                env=os.environ | LIMITS | {"PORT": port},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
-        service = Service(kind, folder, process, client)
-        started.append(service)
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline and process.poll() is None:
-            with suppress(httpx.TransportError):
-                if client.get("/ready").status_code == 200:
-                    service.post_example().raise_for_status()
-                    return service
-            time.sleep(0.05)
-        pytest.fail(service.log)
+        running = stack.enter_context(live(folder, python(), folder / "log", **LIMITS))
+        service = Service(kind, folder, running.process, running.ready())
+        service.post_example().raise_for_status()
+        return service
 
-    yield start
-    for service in started:
-        service.client.close()
-        service.process.kill()
-        service.process.wait()
+    with stack:
+        yield start
 
 
 @pytest.fixture

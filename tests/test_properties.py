@@ -1,13 +1,9 @@
 """Requests made from a service's own OpenAPI document: every answer is what the document says."""
 
-import os
 import re
-import socket
-import subprocess
-import time
 import wave
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -25,10 +21,10 @@ from schemathesis.engine import events, from_schema
 from schemathesis.openapi.checks import RejectedPositiveData
 
 from environments import environment, run
+from live import live
 from rendering import render
 from variants import choices, table
 
-START_SECONDS = 120
 FORM = "multipart/form-data"
 CONFIG: dict[str, Any] = {
     # The same requests in each run, and nothing kept from one run to the next.
@@ -136,33 +132,11 @@ FILES: dict[str, list[bytes]] = {
 @contextmanager
 def serve(folder: Path, stack: str, **env: str) -> Iterator[str]:
     """Start a service, and return its address; what it logs must hold no error."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    address = f"http://127.0.0.1:{port}"
-    log = folder / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [str(environment(stack) / "bin" / "python"), "main.py"],
-            cwd=folder,
-            env=os.environ | {"PORT": port, "DEVICE": "cpu"} | env,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            with suppress(httpx.TransportError):
-                if httpx.get(f"{address}/ready").status_code == 200:
-                    break
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(log.read_text(errors="replace"))
-            time.sleep(0.1)
-        yield address
-    finally:
-        process.kill()
-        process.wait()
-    assert not re.search("Traceback|ERROR|CRITICAL", text := log.read_text(errors="replace")), text
+    python = str(environment(stack) / "bin" / "python")
+    with live(folder, python, folder / "log", **{"DEVICE": "cpu"} | env) as running:
+        running.ready()
+        yield running.url
+    assert not re.search("Traceback|ERROR|CRITICAL", text := running.log), text
 
 
 @dataclass(frozen=True)

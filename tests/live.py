@@ -1,0 +1,65 @@
+"""Starts a service as a live process, for as long as a test needs it."""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+START_SECONDS = 120  # a framework's first import takes its time on a busy machine
+
+
+@dataclass
+class Live:
+    """A live service."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    client: httpx.Client
+    file: Path
+
+    @property
+    def log(self) -> str:
+        """What the service has printed so far."""
+        return self.file.read_text(encoding="utf-8", errors="replace")
+
+    def ready(self) -> httpx.Client:
+        """Wait until it is ready, and return what to ask it with."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with suppress(httpx.TransportError):
+                if self.client.get("/ready").status_code == 200:
+                    return self.client
+            time.sleep(0.05)
+        pytest.fail(self.log)
+
+
+@contextmanager
+def live(
+    folder: Path, python: str, log: Path, *, script: str = "main.py", **env: str
+) -> Iterator[Live]:
+    """Start a service on a free port, logging into this file, and leave nothing of it running."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [python, script],
+            cwd=folder,
+            env=os.environ | {"PORT": port} | env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            yield Live(url, process, client, log)
+    finally:
+        process.kill()
+        process.wait()
