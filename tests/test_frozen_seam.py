@@ -1,10 +1,7 @@
 """The stock seams of a released version stay as they are: every rewritten one would conflict."""
 
 import shutil
-import subprocess
-import tarfile
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +10,11 @@ import yaml
 from copier import run_copy
 
 from rendering import commit_all, git, template_folder
-from updating import change, seam_of
+from updating import change, seam_of, tags, unpacked
 from variants import ROOT
 
 # What the tests of the function render, for time's sake.
 FEW = {"custom-image", "custom-json", "minilm"}
-
-
-def tags(repository: Path) -> list[str]:
-    """Return the versions that the repository has, none where it is no repository."""
-    command = ["git", "tag", "--list", "v*", "--sort=version:refname"]
-    result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
-    return result.stdout.split()
 
 
 def stock_models(template: Path) -> dict[str, dict[str, Any]]:
@@ -50,15 +40,6 @@ def seams(template: Path, folder: Path, names: set[str] | None = None) -> dict[s
             run_copy(str(template), project, answers, defaults=True, quiet=True, exclude=only_main)
             found[name] = seam_of(project)
     return found
-
-
-def unpacked(repository: Path, tag: str, folder: Path) -> Path:
-    """Write what a version of the template consists of into the folder."""
-    command = ["git", "archive", tag, "copier.yml", "template", "parts"]
-    archive = subprocess.run(command, cwd=repository, check=True, capture_output=True).stdout
-    with tarfile.open(fileobj=BytesIO(archive)) as tar:
-        tar.extractall(folder, filter="data")
-    return folder
 
 
 def thawed(

@@ -3,9 +3,11 @@
 import os
 import re
 import subprocess
+import tarfile
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,22 @@ def add_version(repository: Path, number: int, make: Callable[[Path], None]) -> 
     """Change the template, and release it."""
     make(repository)
     commit_all(repository, f"Version {number}", tag=f"v{number}.0.0")
+
+
+def tags(repository: Path) -> list[str]:
+    """Return the versions that the repository has, none where it is no repository."""
+    command = ["git", "tag", "--list", "v*", "--sort=version:refname"]
+    result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    return result.stdout.split()
+
+
+def unpacked(repository: Path, tag: str, folder: Path) -> Path:
+    """Write what a version of the template consists of into the folder."""
+    command = ["git", "archive", tag, "copier.yml", "template", "parts"]
+    archive = subprocess.run(command, cwd=repository, check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=BytesIO(archive)) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
 
 
 def render(repository: Path, project: Path, version: int = 1, **answers: Any) -> Path:

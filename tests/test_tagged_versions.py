@@ -1,0 +1,90 @@
+"""Services of the versions that this repository has really tagged, updated to the working tree."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rendering import commit_all, template_folder
+from updating import (
+    GREETER,
+    GREETER_TEST,
+    change,
+    conflicts,
+    contents,
+    own_tests,
+    owned,
+    put_seam,
+    render,
+    seam_of,
+    tags,
+    unpacked,
+    update,
+)
+from variants import ROOT
+
+LAST = 3  # versions that a service may be behind
+JSON: dict[str, Any] = {"model_type": "custom", "input_kind": "json", "accelerator": "cpu"}
+
+
+def two_versions(old: Path, folder: Path) -> Path:
+    """Return a repository with two versions of the template: an old one, and the working tree."""
+    shutil.copytree(old, folder)
+    commit_all(folder, "Then", tag="v1.0.0")
+    for name in ("template", "parts"):
+        shutil.rmtree(folder / name)
+    shutil.copytree(template_folder(), folder, dirs_exist_ok=True)
+    commit_all(folder, "Now", tag="v2.0.0")
+    return folder
+
+
+def check_update(old: Path, folder: Path) -> None:
+    """Update a service as it came, and one with a model of its user's own, from the old version."""
+    repository = two_versions(old, folder / "repository")
+    fresh = render(repository, folder / "fresh", version=2, **JSON)
+
+    untouched = render(repository, folder / "untouched", **JSON)
+    update(untouched)
+    assert owned(untouched, "template") == owned(fresh, "template")
+
+    living = render(repository, folder / "living", **JSON)
+    put_seam(living, GREETER)
+    (living / "tests" / "test_model.py").write_text(GREETER_TEST.lstrip(), encoding="utf-8")
+    (living / "helper.py").write_text("MINE = 1\n", encoding="utf-8")
+    update(living)
+    assert conflicts(living) == []
+    assert seam_of(living) == GREETER
+    put_seam(fresh, GREETER)
+    assert contents(living)["main.py"] == contents(fresh)["main.py"]
+    assert (living / "helper.py").read_text(encoding="utf-8") == "MINE = 1\n"
+    result = own_tests(living)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("behind", range(1, LAST + 1))
+def test_tagged_version(behind: int, tmp_path: Path) -> None:
+    """Each of the last three tags leads to the working tree."""
+    known = tags(ROOT)
+    if len(known) < behind:
+        pytest.skip(f"there are {len(known)} tags v*; a checkout may have to fetch them")
+    old = unpacked(ROOT, known[-behind], tmp_path / "old")
+    check_update(old, tmp_path)
+
+
+def test_version_that_differs(tmp_path: Path) -> None:
+    """What the tests of the tags do is done to a version that differs all over."""
+    old = Path(shutil.copytree(template_folder(), tmp_path / "old"))
+    change(old / "template" / "main.py.jinja", "MAX_QUEUE_SIZE = env_int", "MAX_WAITING = env_int")
+    change(old / "template" / "main.py.jinja", "max_queue=MAX_QUEUE_SIZE", "max_queue=MAX_WAITING")
+    change(old / "template" / "limits.py", "logger.info(", "logger.debug(")
+    (old / "template" / "extra.py").write_text("GONE = 1\n", encoding="utf-8")
+    check_update(old, tmp_path)
+
+
+def test_version_that_would_conflict(tmp_path: Path) -> None:
+    """A version whose stock model is another one is found out."""
+    old = Path(shutil.copytree(template_folder(), tmp_path / "old"))
+    change(old / "parts" / "task" / "json.py.jinja", "What comes next.", "What may come.")
+    with pytest.raises(AssertionError, match=r"main\.py"):
+        check_update(old, tmp_path)
