@@ -422,13 +422,14 @@ def test_model_moves(start: Start, before: str, after: str, move: Callable[[Path
 
 def test_main_would_serve_the_stock_model(start: Start) -> None:
     """From inference to main is refused in words that help, and changes nothing."""
-    living = start(model_module="inference")
+    living = start(name="service [1]", model_module="inference")
     (living.project / "inference.py").write_text(IMPORTS + BRIGHTNESS, encoding="utf-8")
     commit_all(living.project, "Work")
     before = contents(living.project)
     for command in (["update"], ["recopy", "--overwrite"]):
         arguments = ["--defaults", "-d", "model_module=main"]
-        result = run_copier(living.project, *command, *arguments)
+        name = living.project.name  # which looks like a pattern for files
+        result = run_copier(living.project.parent, *command, *arguments, name)
         assert result.returncode != 0
         reason = result.stderr.rpartition("ValueError: ")[2]
         assert "main.py would serve the stock model,\nnot the one in inference.py." in reason

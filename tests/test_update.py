@@ -165,6 +165,39 @@ def test_deleted_files_of_the_user(repository: Path, tmp_path: Path) -> None:
     assert SENTINEL in (project / "worker.py").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "names"),
+    [
+        (
+            {"model_type": "onnxruntime"},
+            {"model_type": "pytorch", "input_kind": "json", "endpoint": "infer"},
+            ["example.png", "model.onnx"],
+        ),
+        (
+            {"model_type": "ggml", "input_kind": "json"},
+            {"model_type": "pytorch"},
+            ["tests/checkpoint.py"],
+        ),
+    ],
+)
+def test_files_of_the_user_without_use(
+    repository: Path,
+    tmp_path: Path,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    names: list[str],
+) -> None:
+    """What other answers have no use for is not deleted: there may be weights in it."""
+    project = render(repository, tmp_path, **before)
+    for name in names:
+        (project / name).write_text("My own.\n", encoding="utf-8")
+    update(project, **after)
+    assert answers_of(project)["model_type"] == "pytorch"
+    for name in names:
+        assert (project / name).read_text(encoding="utf-8") == "My own.\n", name
+    assert conflicts(project) == []
+
+
 def test_deleted_file_of_the_template(repository: Path, tmp_path: Path) -> None:
     """So does one of the template's, even where the template has changed it."""
     project = render(repository, tmp_path)
