@@ -4,7 +4,9 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,10 +20,26 @@ from variants import ROOT
 PATIENCE_SECONDS = "8"
 
 
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mutant], Path]:
+    """Return a function that renders what a mutant is made from, once for all with its answers."""
+    rendered: dict[str, Path] = {}
+
+    def project(mutant: Mutant) -> Path:
+        key = repr(mutant.answers)
+        if key not in rendered:
+            rendered[key] = render(tmp_path_factory.mktemp("healthy") / "service", mutant.answers)
+        return rendered[key]
+
+    return project
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
-def test_mutant_is_killed(mutant: Mutant, tmp_path: Path) -> None:
+def test_mutant_is_killed(
+    mutant: Mutant, healthy: Callable[[Mutant], Path], tmp_path: Path
+) -> None:
     """The requirement that is broken fails, and the run with it."""
-    project = render(tmp_path / "service", mutant.answers)
+    project = shutil.copytree(healthy(mutant), tmp_path / "service")
     mutant.apply(project)
     for file in project.glob("*.py"):
         ast.parse(file.read_text(encoding="utf-8"))

@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import httpx
 import pytest
 
 import spec
+import stand_in
 from fixtures import model_env
 from report import pytest_terminal_summary
 from samples import Samples, find_route, make_samples
@@ -25,34 +28,6 @@ __all__ = ["model_env", "pytest_terminal_summary"]
 ROOT = Path(__file__).parents[1]
 # A framework's first import takes its time on a busy machine.
 PATIENCE_SECONDS = float(os.getenv("PATIENCE_SECONDS", "300"))
-
-# A service whose model does what a test says, then answers what the real model says to EXAMPLE.
-STAND_IN = """
-import sys, time
-from pathlib import Path
-
-sys.path.insert(0, {root!r})
-folder = Path(__file__).parent
-exec((folder / "start.py").read_text())
-
-import main
-
-class StandIn:
-    def __init__(self, device):
-        with (folder / "devices").open("a") as devices:
-            print(device, file=devices)
-        exec((folder / "load.py").read_text())
-
-    def predict(self, inputs):
-        exec((folder / "predict.py").read_text())
-        return [main.Output.model_validate_json({answer!r})] * len(inputs)
-
-    def close(self):
-        (folder / "closed").touch()
-
-main.Model = StandIn
-main.serve()
-"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,7 +53,7 @@ class Service:
     """A running service: one that the tests have started, or a deployment somewhere."""
 
     client: httpx.Client
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | BaseProcess | None = None
     home: Path | None = None
 
     @property
@@ -127,8 +102,8 @@ class Service:
         answers: list[httpx.Response] = []
 
         def has_answered() -> bool:
-            if self.process and self.process.poll() is not None:
-                pytest.fail(f"The service exited with {self.process.returncode}:\n{self.log}")
+            if self._exit_status() is not None:
+                pytest.fail(f"The service exited with {self._exit_status()}:\n{self.log}")
             with suppress(httpx.TransportError):
                 answers[:] = [self.client.get(path)]
             return bool(answers) and answers[0].status_code == status
@@ -147,11 +122,20 @@ class Service:
 
     def stop(self) -> int:
         """Send SIGTERM and return the exit status."""
-        if self.process:
-            self.process.send_signal(signal.SIGTERM)
+        if self.process and self.process.pid:
+            os.kill(self.process.pid, signal.SIGTERM)
         return self.wait_for_exit()
 
+    def kill(self) -> None:
+        """End it at once, whatever it does."""
+        self.client.close()
+        if self.process:
+            self.process.kill()
+            self.wait_for_exit()
+
     def _exit_status(self) -> int | None:
+        if isinstance(self.process, BaseProcess):
+            return self.process.exitcode
         return self.process.poll() if self.process else None
 
     def _wait(self, condition: Callable[[], bool], complaint: str) -> None:
@@ -174,7 +158,15 @@ class Launcher:
 
     def start(self, **env: str) -> Service:
         """Start the service as it is, with these environment variables."""
-        return self._run(ROOT / "main.py", self.folders("service"), env)
+
+        def run(folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
+            command = [sys.executable, str(ROOT / "main.py")]
+            with (folder / "log").open("wb") as log:
+                return subprocess.Popen(
+                    command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT
+                )
+
+        return self._run(run, self.folders("service"), env)
 
     def start_stand_in(
         self, answer: str, *, start: str = "", load: str = "", predict: str = "", **env: str
@@ -185,25 +177,21 @@ class Launcher:
         each call, and then answers with this JSON.
         """
         folder = self.folders("stand-in")
-        (folder / "start.py").write_text(start)
-        (folder / "load.py").write_text(load)
-        (folder / "predict.py").write_text(predict)
-        script = folder / "service.py"
-        script.write_text(STAND_IN.format(root=str(ROOT), answer=answer))
-        return self._run(script, folder, {"DEVICE": "cpu"} | env)
+        for name, text in {"start.py": start, "load.py": load, "predict.py": predict}.items():
+            (folder / name).write_text(text)
+        return self._run(partial(stand_in.start, answer), folder, {"DEVICE": "cpu"} | env)
 
-    def _run(self, script: Path, folder: Path, env: dict[str, str]) -> Service:
+    def _run(
+        self,
+        run: Callable[[Path, dict[str, str]], subprocess.Popen[bytes] | BaseProcess],
+        folder: Path,
+        env: dict[str, str],
+    ) -> Service:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, str(script)],
-                cwd=ROOT,
-                env=os.environ | self.env | {"PORT": str(port)} | env,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        (folder / "log").touch()
+        process = run(folder, os.environ | self.env | {"PORT": str(port)} | env)
         service = Service(connect(f"http://127.0.0.1:{port}"), process, folder)
         self.services.append(service)
         return service
@@ -211,10 +199,7 @@ class Launcher:
     def close(self) -> None:
         """Kill whatever still runs."""
         for service in self.services:
-            service.client.close()
-            if service.process:
-                service.process.kill()
-                service.process.wait()
+            service.kill()
 
 
 def connect(url: str) -> httpx.Client:
