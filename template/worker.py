@@ -236,6 +236,7 @@ class Worker:
             if self.kill:
                 self.kill()
                 self._running = []
+                self._is_loaded = False
                 return
             hung = now - self._running[0].started > self.bounds.hang_limit
         if hung and not self.failed:

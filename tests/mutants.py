@@ -227,7 +227,7 @@ MUTANTS = [
         (
             WORKER,
             "except asyncio.CancelledError:",
-            "except TimeoutError:\n            raise DeadlineExceeded\n        except asyncio.CancelledError:",
+            "except TimeoutError:\n            raise Busy\n        except asyncio.CancelledError:",
         ),
     ),
     mutant(
