@@ -145,7 +145,10 @@ for root in range(int(sys.argv[2])):
 def test_count(project: Path, env: dict[str, str], cpus: int, quota: str, expected: str) -> None:
     """The CPUs or the quota, whatever is less, rounded up, shared by the workers; or a setting."""
     code = f"""
+import os
 import threads
+os.environ.pop("OMP_NUM_THREADS")  # which the import has set
+os.environ.update({env})
 threads.cpu_count = lambda: {cpus}
 threads.cpu_quota = lambda: float("{quota}")
 print(*threads.count_threads(threads.WORKERS))
