@@ -161,6 +161,10 @@ class Worker:
             self._changed.notify()
         self._refuse_waiting()
 
+    def is_loaded(self) -> bool:
+        """Tell whether the model is loaded."""
+        return self._is_loaded
+
     def check(self) -> None:
         """Raise NotReady or Busy where a new request would not be served at once."""
         if not self._is_loaded:
