@@ -3,10 +3,7 @@
 import asyncio
 import logging
 import os
-import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 from fastapi import FastAPI
@@ -93,15 +90,11 @@ class DrainingServer(Server):
         self.worker = worker
         self._checks: asyncio.Task[None] | None = None
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Take the signals for good: uvicorn would raise them again, and end by them."""
-        for signal_number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signal_number, self.handle_exit)
-        yield
-
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Begin to stop; a second signal ends the process at once."""
+        """Begin to stop; a second signal ends the process at once.
+
+        uvicorn's own would raise the signal again in the end, which makes another exit status.
+        """
         if self.should_exit:
             os._exit(1 if self.worker.failed else 128 + sig)
         self.should_exit = True

@@ -5,7 +5,6 @@
 
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -14,7 +13,6 @@ from functools import partial
 from typing import Annotated
 
 import numpy as np
-import uvicorn
 from fastapi import Depends, FastAPI, Response
 from fastapi.middleware.cors import CORSMiddleware
 from PIL import Image
@@ -24,6 +22,7 @@ from device import get_device, import_paddle
 from gpu import router as gpu_router
 from inputs import CONTENT_TYPES, Input, decode
 from limits import RESPONSES, NotReady, env_bool, env_int, guard
+from server import run
 from uploads import Reader, Upload
 from worker import Worker
 
@@ -217,16 +216,7 @@ async def infer(upload: Annotated[Upload[Params], Depends(read)]) -> Response:
 
 def serve() -> None:
     """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
-    # uvicorn raises the signal that stopped it once more, which would make another exit status.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    uvicorn.run(
-        app,
-        host="0.0.0.0",  # noqa: S104 -- a container is reached from outside
-        port=PORT,
-        log_config=None,
-        timeout_graceful_shutdown=INFER_TIMEOUT_SECONDS,
-    )
-    sys.exit(1 if worker.failed else 0)
+    sys.exit(run(app, worker, port=PORT, timeout=INFER_TIMEOUT_SECONDS))
 
 
 if __name__ == "__main__":

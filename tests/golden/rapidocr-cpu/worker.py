@@ -54,6 +54,7 @@ class Worker:
         self._running: Call[Any] | None = None
         self._changed = threading.Condition()
         self._stopping = False
+        self._draining = False
 
     def start(self, load: Callable[[], None]) -> None:
         """Load in the background, then take calls. A load that fails ends the process."""
@@ -67,8 +68,14 @@ class Worker:
             self._waiting.clear()
             self._changed.notify()
 
+    def drain(self) -> None:
+        """Say that no more calls should come; those that come are still run."""
+        self._draining = True
+
     def check(self) -> None:
-        """Raise NotReady or Busy where a new call would not be served."""
+        """Raise NotReady or Busy where a new call would not be served, or should not come."""
+        if self._draining:
+            raise NotReady("Shutting down.")
         running = self._running
         if running and running.expired:
             raise NotReady("The model hangs in a call that is past its deadline.")

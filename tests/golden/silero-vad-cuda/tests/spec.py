@@ -60,6 +60,8 @@ REQUIREMENTS = {
     51: "A client that leaves is no error",
     52: "A file can be the whole body",
     53: "The spec's version is told",
+    56: "Draining",
+    57: "Slow clients",
 }
 
 # Requirements that no live process shows, and what keeps them.
