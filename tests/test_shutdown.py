@@ -20,10 +20,10 @@ from slow import ask, calls, document, python, slow_service
 PATIENCE_SECONDS = 30
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a rendered service that takes as long as a request says."""
-    return slow_service(tmp_path_factory.mktemp("shutdown") / "service")
+@pytest.fixture(scope="module", params=["thread", "process"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a rendered service that takes as long as a request says, with each isolation."""
+    return slow_service(tmp_path_factory.mktemp("shutdown") / "service", isolation=request.param)
 
 
 def wait(condition: Callable[[], object]) -> None:
