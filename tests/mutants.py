@@ -225,8 +225,10 @@ MUTANTS = [
         (
             WORKER,
             "except asyncio.CancelledError:",
-            "except TimeoutError:\n            raise DeadlineExceeded\n"
-            "        except asyncio.CancelledError:",
+            (
+                "except TimeoutError:\n            raise DeadlineExceeded\n"
+                "        except asyncio.CancelledError:"
+            ),
         ),
     ),
     mutant(
