@@ -119,7 +119,7 @@ def test_the_source_by_the_letter(project: Path) -> None:
     """docs/source.md lists what the source document's own code fails, and nothing else."""
     main = project / "main.py"
     (project / "inputs.py").unlink()
-    for name in ("worker.py", "limits.py", "uploads.py", "gpu.py"):
+    for name in ("worker.py", "server.py", "limits.py", "uploads.py", "gpu.py"):
         (project / name).unlink()
     for name in ("main.py", "device.py"):
         shutil.copy(SUBJECTS / "by_the_letter" / name, project)

@@ -51,6 +51,7 @@ ALWAYS = {
     "main.py",
     "pyproject.toml",
     "replicas.py",
+    "server.py",
     "tests/conftest.py",
     "tests/fixtures.py",
     "tests/report.py",
@@ -240,6 +241,9 @@ def test_deployment(variant: Variant, project: Path) -> None:
     for name in ("readinessProbe", "startupProbe"):
         assert probes[name]["httpGet"] == {"path": "/ready", "port": "http"}
     assert probes["startupProbe"]["failureThreshold"] == 6 * others["startup_minutes"]
+    env = {variable["name"]: int(variable["value"]) for variable in container["env"]}
+    longest = env["DRAIN_SECONDS"] + 30 + 60  # for the last request to come, and to be answered
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > longest
     gpus = container["resources"]["limits"].get("nvidia.com/gpu")
     assert gpus == (1 if variant.accelerator == "cuda" else None)
 

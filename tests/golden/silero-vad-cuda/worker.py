@@ -144,7 +144,7 @@ class Worker:
         self._answered: deque[tuple[Call, Any]] = deque()
         self._collected = 0.0
         self._pending: deque[Call] = deque()  # in the order of their deadlines
-        self._ticking = self._stopping = False
+        self._ticking = self._stopping = self._draining = False
         self._looked = 0.0
         self._look: asyncio.Task[None] | None = None
 
@@ -165,8 +165,14 @@ class Worker:
         """Tell whether the model is loaded."""
         return self._is_loaded
 
+    def drain(self) -> None:
+        """Say that no more requests should come; those that come are still answered."""
+        self._draining = True
+
     def check(self) -> None:
-        """Raise NotReady or Busy where a new request would not be served at once."""
+        """Raise NotReady or Busy where a new request should not come, or would have to wait."""
+        if self._draining:
+            raise NotReady("Shutting down.")
         if not self._is_loaded:
             raise NotReady
         running = self._running

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -613,7 +614,34 @@ def test_ms_53_version(service: Service, url: str | None) -> None:
     assert url or version[1] == SPEC_VERSION
 
 
-def test_ms_58_threads(bare: Service, tuned: Service) -> None:
+def test_ms_55_drain(launcher: Launcher, answer: str, samples: Samples) -> None:
+    """After SIGTERM /ready is 503 and requests are answered; a second signal ends it at once."""
+    running = launcher.start_stand_in(answer, DRAIN_SECONDS="600")
+    running.wait_until("/ready", 200)
+    running.terminate()
+    assert detail(running.wait_until("/ready", 503)) == "Shutting down."
+    time.sleep(0.5)  # the port would have closed by then
+    assert ask(running, samples.valid).status_code == 200
+    assert running.client.get("/health").status_code == 200
+    assert running.stop() != 0
+
+
+def test_ms_56_slow_client(launcher: Launcher, answer: str, samples: Samples) -> None:
+    """Half of a request is 408 after REQUEST_TIMEOUT_SECONDS; less loses the connection."""
+    running = launcher.start_stand_in(answer, REQUEST_TIMEOUT_SECONDS="1")
+    running.wait_until("/ready", 200)
+    url = running.client.base_url
+    with socket.create_connection((url.host, url.port or 0), PATIENCE_SECONDS) as silent:
+        connection = post(running, samples)
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders()
+        connection.send(b"half of it")
+        assert connection.getresponse().status == 408
+        connection.close()
+        assert silent.recv(1) == b""
+
+
+def test_ms_57_threads(bare: Service, tuned: Service) -> None:
     """Frameworks are told to start a thread for each CPU, or as many as NUM_THREADS says."""
     tuned.wait_until("/ready", 200)
     assert (tuned.folder / "threads").read_text() == "3"
