@@ -36,6 +36,7 @@ def mutant(number: int, name: str, *edits: tuple[str, str, str], **answers: Any)
 
 MAIN, DEVICE, LIMITS, WORKER = "main.py", "device.py", "limits.py", "worker.py"
 UPLOADS, INPUTS, GPU = "uploads.py", "inputs.py", "gpu.py"
+METRICS, OBSERVABILITY = "metrics.py", "observability.py"
 
 MUTANTS = [
     Mutant(1, "no-rules", removed="CLAUDE.md"),
@@ -286,4 +287,19 @@ MUTANTS = [
     ),
     mutant(53, "no-version", (MAIN, "ML Microservice Spec ", "ML Microservice Spec, version ")),
     mutant(53, "old-version", (MAIN, "ML Microservice Spec 1.", "ML Microservice Spec 0.")),
+    mutant(60, "any-path-is-a-label", (METRICS, "else OTHER", "else path")),
+    mutant(60, "worker-not-observed", (METRICS, '"model_queue_depth"', '"model_queue"')),
+    mutant(60, "requests-not-counted", (OBSERVABILITY, "self.metrics.requested", "print")),
+    mutant(61, "not-returned", (OBSERVABILITY, '(b"x-request-id", own', '(b"x-id", own')),
+    mutant(61, "any-id-is-taken", (OBSERVABILITY, 'rb"[!-~]{1,128}"', 'rb".*"')),
+    mutant(61, "not-for-the-model", (WORKER, "call.context.run(call.function)", "call.function()")),
+    mutant(62, "not-json", (OBSERVABILITY, '"json": JsonFormatter', '"json": TextFormatter')),
+    mutant(62, "traceback-left-out", (OBSERVABILITY, "if record.exc_info:", "if False:")),
+    mutant(62, "queries-are-logged", (MAIN, "access_log=False", "access_log=True")),
+    mutant(
+        62,
+        "any-format",
+        (OBSERVABILITY, "formatters[LOG_FORMAT]", "TextFormatter"),
+        (OBSERVABILITY, "if LOG_FORMAT not in", "if not"),
+    ),
 ]
