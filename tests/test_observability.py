@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -94,6 +95,12 @@ MIB = 2**20
 Start = Callable[..., Live]
 
 
+@cache
+def python(*extras: str) -> str:
+    """Return an interpreter for the services, with these extras installed."""
+    return str(environment("custom", *extras) / "bin" / "python")
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Return a function that starts the service with an obedient model, and waits until ready."""
@@ -104,8 +111,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             project = render(tmp_path / f"service-{len(list(tmp_path.iterdir()))}", answers)
             put_seam(project, SEAM)
             (project / "start.py").write_text(before + SERVE, encoding="utf-8")
-            python = str(environment("custom", *extras) / "bin" / "python")
-            service = live(project, python, project / "log", script="start.py", **env)
+            service = live(project, python(*extras), project / "log", script="start.py", **env)
             running = stack.enter_context(service)
             running.ready()
             return running
@@ -137,8 +143,7 @@ class Scrape:
 
     def __init__(self, service: Live) -> None:
         text = service.client.get("/metrics").raise_for_status().text
-        python = environment("custom") / "bin" / "python"
-        output = run([str(python), "-c", PARSE], input=text)
+        output = run([python(), "-c", PARSE], input=text)
         self.samples = [json.loads(line) for line in output.splitlines()]
 
     def __getitem__(self, name: str) -> float:

@@ -24,6 +24,7 @@ from device import get_device
 from gpu import router as gpu_router
 from inputs import CONTENT_TYPES, Input, decode
 from limits import RESPONSES, NotReady, env_bool, env_int, guard
+from observability import TELEMETRY, configure_logging, observe
 from uploads import Reader, Upload
 from worker import Worker
 
@@ -38,7 +39,7 @@ LOG_LEVEL = os.getenv("LOG_LEVEL", "INFO").upper()
 
 if LOG_LEVEL not in logging.getLevelNamesMapping():
     sys.exit(f"LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL; not {LOG_LEVEL!r}")
-logging.basicConfig(level=LOG_LEVEL, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+configure_logging(level=LOG_LEVEL)
 logger = logging.getLogger(__name__)
 
 
@@ -166,11 +167,13 @@ app = FastAPI(
     description="A machine-learning model behind an HTTP API",
     version="0.1.0",
     lifespan=lifespan,
+    telemetry=TELEMETRY,
 )
 guard(app, max_bytes=MAX_UPLOAD_BYTES)
 app.add_middleware(
     CORSMiddleware, allow_origins=CORS_ORIGINS, allow_methods=["*"], allow_headers=["*"]
 )
+observe(app, worker)
 app.include_router(gpu_router)
 
 
@@ -213,6 +216,7 @@ def serve() -> None:
         host="0.0.0.0",  # noqa: S104 -- a container is reached from outside
         port=PORT,
         log_config=None,
+        access_log=False,  # observability.py writes one
         timeout_graceful_shutdown=INFER_TIMEOUT_SECONDS,
     )
     sys.exit(1 if worker.failed else 0)

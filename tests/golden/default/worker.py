@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -37,8 +38,26 @@ class Call(Generic[T]):
     function: Callable[[], T]
     future: asyncio.Future[T]
     queued: float = field(default_factory=time.monotonic)
+    # The request's own: what the model logs for it carries the request's id.
+    context: Context = field(default_factory=copy_context)
     started: float | None = None
     expired: bool = False
+
+
+class Observer:
+    """Is told what the worker does, on the event loop or the model's thread; ignores it."""
+
+    def loaded(self, seconds: float) -> None:
+        """Hear that the model can answer, so long after its load began."""
+
+    def batch(self, size: int, seconds: float) -> None:
+        """Hear that one call of the model has ended, for so many requests."""
+
+    def timed_out(self) -> None:
+        """Hear that a request got no answer within the deadline."""
+
+    def restarted(self) -> None:
+        """Hear that the model runs in a new process, for the old one was lost."""
 
 
 class Worker:
@@ -50,10 +69,21 @@ class Worker:
         self.timeout = timeout
         self.hang_limit = hang_limit
         self.failed = False
+        self.observer = Observer()
         self._waiting: deque[Call[Any]] = deque()
         self._running: Call[Any] | None = None
         self._changed = threading.Condition()
         self._stopping = False
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for the model."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """How many requests the model works on."""
+        return int(self._running is not None)
 
     def start(self, load: Callable[[], None]) -> None:
         """Load in the background, then take calls. A load that fails ends the process."""
@@ -113,6 +143,7 @@ class Worker:
         if call.future.done():
             return
         call.future.set_exception(DeadlineExceeded())
+        self.observer.timed_out()
         if not self._withdraw(call) and call.started:
             call.expired = True
             left = max(0.0, call.started + self.hang_limit - time.monotonic())
@@ -139,6 +170,7 @@ class Worker:
 
     def _work(self, load: Callable[[], None]) -> None:
         """Body of the thread."""
+        start = time.monotonic()
         try:
             load()
         except CannotLoad as error:
@@ -149,6 +181,7 @@ class Worker:
             logger.critical("The model failed to load", exc_info=True)
             self._end_process()
             return
+        self.observer.loaded(time.monotonic() - start)
         while self._run_next():
             pass
 
@@ -163,7 +196,7 @@ class Worker:
             call = self._running = self._waiting.popleft()
             call.started = time.monotonic()
         try:
-            result = call.function()
+            result = call.context.run(call.function)
         except Exception as error:  # noqa: BLE001 -- handed to the request that waits for it
             self._deliver(call, error=error)
         except BaseException as error:  # noqa: BLE001 -- sys.exit in a model must not end the thread
@@ -176,6 +209,8 @@ class Worker:
         self, call: Call[T], *, result: Any = None, error: Exception | None = None
     ) -> None:
         """Hand the outcome to the event loop, or to the log where nobody waits any more."""
+        if call.started:
+            self.observer.batch(1, time.monotonic() - call.started)
         if isinstance(error, StopIteration):  # which no future takes
             error = RuntimeError(f"The model raised {error!r}")
 
@@ -190,6 +225,6 @@ class Worker:
                 call.future.set_result(result)
 
         try:
-            call.future.get_loop().call_soon_threadsafe(settle)
+            call.future.get_loop().call_soon_threadsafe(settle, context=call.context)
         except RuntimeError:  # the loop is closed: the process is on its way out
             logger.warning("A call ended after the server had stopped")

@@ -60,6 +60,9 @@ REQUIREMENTS = {
     51: "A client that leaves is no error",
     52: "A file can be the whole body",
     53: "The spec's version is told",
+    60: "`GET /metrics`",
+    61: "A request id",
+    62: "`LOG_FORMAT`, text",
 }
 
 # Requirements that no live process shows, and what keeps them.
