@@ -36,7 +36,7 @@ def mutant(number: int, name: str, *edits: tuple[str, str, str], **answers: Any)
 
 MAIN, DEVICE, LIMITS, WORKER = "main.py", "device.py", "limits.py", "worker.py"
 UPLOADS, INPUTS, GPU, THREADS = "uploads.py", "inputs.py", "gpu.py", "threads.py"
-SERVER = "server.py"
+SERVER, METRICS, OBSERVABILITY = "server.py", "metrics.py", "observability.py"
 
 MUTANTS = [
     Mutant(1, "no-rules", removed="CLAUDE.md"),
@@ -287,6 +287,7 @@ MUTANTS = [
     ),
     mutant(53, "no-version", (MAIN, "ML Microservice Spec ", "ML Microservice Spec, version ")),
     mutant(53, "old-version", (MAIN, "ML Microservice Spec 1.", "ML Microservice Spec 0.")),
+    mutant(54, "run-for-nobody", (WORKER, "if await call.gone() and", "if False and")),
     mutant(55, "nobody-told", (SERVER, "        self.worker.drain()\n", "")),
     mutant(55, "closed-at-once", (SERVER, "if DRAIN_SECONDS and", "if False and")),
     mutant(55, "requests-refused", (MAIN, "    worker.admit()\n", "    worker.check()\n")),
@@ -301,4 +302,21 @@ MUTANTS = [
     mutant(57, "frameworks-not-told", (THREADS, "os.environ.setdefault(", "print(")),
     mutant(57, "setting-not-read", (THREADS, '("NUM_THREADS", "OMP_NUM_THREADS")', "()")),
     mutant(57, "not-logged", (MAIN, 'logger.info("Threads:', 'logger.debug("Threads:')),
+    mutant(58, "any-path-is-a-label", (METRICS, "else OTHER", "else path")),
+    mutant(58, "worker-not-observed", (METRICS, '"model_queue_depth"', '"model_queue"')),
+    mutant(58, "requests-not-counted", (OBSERVABILITY, "self.metrics.requested", "print")),
+    mutant(59, "not-returned", (OBSERVABILITY, '(b"x-request-id", own', '(b"x-id", own')),
+    mutant(59, "any-id-is-taken", (OBSERVABILITY, 'rb"[!-~]{1,128}"', 'rb".*"')),
+    mutant(
+        59, "not-for-the-model", (WORKER, "request_id.set(job.request_id)", 'request_id.set("")')
+    ),
+    mutant(60, "not-json", (OBSERVABILITY, '"json": JsonFormatter', '"json": TextFormatter')),
+    mutant(60, "traceback-left-out", (OBSERVABILITY, "if record.exc_info:", "if False:")),
+    mutant(60, "queries-are-logged", (OBSERVABILITY, "uvicorn.access", "uvicorn.other")),
+    mutant(
+        60,
+        "any-format",
+        (OBSERVABILITY, "formatters[LOG_FORMAT]", "TextFormatter"),
+        (OBSERVABILITY, "if LOG_FORMAT not in", "if not"),
+    ),
 ]

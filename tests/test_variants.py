@@ -70,9 +70,11 @@ MODULES = {
     "huggingface-hub": "huggingface_hub",
     "nvidia-ml-py": "pynvml",
     "onnxruntime-gpu": "onnxruntime",
+    "opentelemetry-api": "opentelemetry",
     "paddlepaddle": "paddle",
     "paddlepaddle-gpu": "paddle",
     "pillow": "PIL",
+    "prometheus-client": "prometheus_client",
     "pywhispercpp": "pywhispercpp|_pywhispercpp",
     "silero-vad": "silero_vad",
 }
@@ -133,6 +135,8 @@ def expected_files(variant: Variant) -> set[str]:
         files.add("batching.py")
     if others["isolation"] == "process":
         files.add("isolation.py")
+    if others["observability"]:
+        files |= {"metrics.py", "observability.py"}
     return files
 
 
@@ -283,6 +287,8 @@ def unseen(variant: Variant) -> set[str]:
     numbers = {2, 5, *range(38, 47)}
     if not dict(variant.others).get("gpu_monitoring"):
         numbers |= {36, 37}
+    if not dict(variant.others)["observability"]:
+        numbers |= {60, 61, 62}
     if variant.input_kind == "json":
         numbers.add(52)
     return {f"MS-{number}" for number in numbers}

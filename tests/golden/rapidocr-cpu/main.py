@@ -24,6 +24,7 @@ from pydantic import BaseModel, Field
 from device import get_device
 from inputs import CONTENT_TYPES, Input, decode
 from limits import RESPONSES, BadInput, CannotLoad, NotReady, direct, env_bool, env_int, guard
+from observability import TELEMETRY, configure_logging, observe
 from replicas import run
 from uploads import Reader
 from worker import Bounds, Job, Worker, answer_each
@@ -39,7 +40,7 @@ LOG_LEVEL = os.getenv("LOG_LEVEL", "INFO").upper()
 
 if LOG_LEVEL not in logging.getLevelNamesMapping():
     sys.exit(f"LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL; not {LOG_LEVEL!r}")
-logging.basicConfig(level=LOG_LEVEL, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+configure_logging(level=LOG_LEVEL)
 logger = logging.getLogger(__name__)
 
 
@@ -205,11 +206,13 @@ app = FastAPI(
     description="A machine-learning model behind an HTTP API",
     version="0.1.0",
     lifespan=lifespan,
+    telemetry=TELEMETRY,
 )
 guard(app, max_bytes=MAX_UPLOAD_BYTES)
 app.add_middleware(
     CORSMiddleware, allow_origins=CORS_ORIGINS, allow_methods=["*"], allow_headers=["*"]
 )
+observe(app, worker)
 
 
 @app.get("/health")
