@@ -15,6 +15,7 @@ from live import Live, live
 from slow import ask, calls, python, slow_service
 
 TIMEOUT_SECONDS = 1
+MAX_CONNECTIONS = 20
 # The server looks at its connections twice a second; the rest is for a busy machine.
 PATIENCE_SECONDS = 15
 HEAD = b"POST /infer HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
@@ -39,7 +40,7 @@ def started(folder: Path, log: Path, **env: str) -> Iterator[Live]:
 def service(folder: Path) -> Iterator[Live]:
     """Return a service that waits for a second, and takes few connections."""
     log = folder / "log"
-    env = {"REQUEST_TIMEOUT_SECONDS": str(TIMEOUT_SECONDS), "MAX_CONNECTIONS": "20"}
+    env = {"REQUEST_TIMEOUT_SECONDS": str(TIMEOUT_SECONDS), "MAX_CONNECTIONS": str(MAX_CONNECTIONS)}
     with started(folder, log, **env) as running:
         yield running
 
@@ -224,6 +225,7 @@ def test_more_connections_than_taken(service: Live, start: bytes) -> None:
     with ExitStack() as stack, ThreadPoolExecutor() as pool:
         call = pool.submit(ask, service.url, seconds)
         wait_for(lambda: -seconds in calls(service.file.parent))
+        before = descriptors(service)
         for _ in range(15):
             stack.enter_context(connect(service)).sendall(start)
         begin = time.monotonic()
@@ -233,7 +235,13 @@ def test_more_connections_than_taken(service: Live, start: bytes) -> None:
         while not served(service):
             assert time.monotonic() - begin < PATIENCE_SECONDS
             time.sleep(0.1)
+        assert descriptors(service) - before <= MAX_CONNECTIONS
         assert call.result().status_code == 200
+
+
+def descriptors(service: Live) -> int:
+    """Return how many files and connections the process has open."""
+    return len(list(Path(f"/proc/{service.process.pid}/fd").iterdir()))
 
 
 def served(service: Live) -> bool:
