@@ -96,6 +96,8 @@ def _requirements(stack: str, extras: Iterable[str], folder: Path) -> Iterator[s
         declared += [text for extra in extras for text in optional.get(extra, [])]
         # Needed by variants for other accelerators alone, whose code runs here all the same.
         declared.append("nvidia-ml-py>=12.560")
+        if stack == "custom":  # for the services that are written by hand, in tests/subjects
+            declared.append("python-multipart>=0.0.20")
         for requirement in declared:
             if requirement not in seen:
                 seen.add(requirement)

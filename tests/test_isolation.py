@@ -49,9 +49,13 @@ def test_a_call_past_its_deadline_is_killed(project: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("orders", "status", "logged"),
     [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", 500, "died of SIGSEGV"),
+        ("import signal; os.kill(os.getpid(), signal.SIGSEGV)", 500, "died of SIGSEGV"),
         ("os._exit(3)", 500, "ended with 3"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", 503, "killed, most likely for its memory"),
+        (
+            "import signal; os.kill(os.getpid(), signal.SIGKILL)",
+            503,
+            "killed, most likely for its memory",
+        ),
     ],
 )
 def test_a_crash_is_survived(

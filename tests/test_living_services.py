@@ -70,7 +70,7 @@ NOW = 4
 SUMMARY = '    summary="Follows the ML Microservice Spec {{ spec_version }}.",\n'
 BROUGHT: dict[int, list[tuple[str, str, str]]] = {
     2: [
-        ("template/worker.py", '                logger.exception("Out of memory")\n', ""),
+        ("template/worker.py", '        logger.exception("Out of memory")\n', ""),
         ("template/k8s.yaml.jinja", "      automountServiceAccountToken: false\n", ""),
         ("template/README.md.jinja", "| `WARMUP` | true |", "| `WARMUP` | yes |"),
     ],

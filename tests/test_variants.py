@@ -288,7 +288,7 @@ def unseen(variant: Variant) -> set[str]:
     if not dict(variant.others).get("gpu_monitoring"):
         numbers |= {36, 37}
     if not dict(variant.others)["observability"]:
-        numbers |= {60, 61, 62}
+        numbers |= {58, 59, 60}
     if variant.input_kind == "json":
         numbers.add(52)
     return {f"MS-{number}" for number in numbers}
