@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 HERE = Path(__file__).parent
-START_SECONDS = 120
+START_SECONDS = 60
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = CORES[-1], CORES[0]
 
@@ -40,13 +40,12 @@ class Server:
     log: Path
 
     def members(self) -> list[int]:
-        """Return the ids of the server's processes: they share a session."""
-        found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):
-                fields = stat.read_text().rpartition(")")[2].split()
-                if int(fields[3]) == self.process.pid:
-                    found.append(int(stat.parent.name))
+        """Return the ids of the server's processes, parents first; some start a session each."""
+        found = [self.process.pid]
+        for pid in found:
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                with suppress(OSError):
+                    found.extend(map(int, children.read_text().split()))
         return found
 
     def cpu_seconds(self) -> float:
@@ -67,6 +66,7 @@ class Server:
     def wait_until(self, request: Request) -> None:
         """Wait until the request gets the right answer, the first time that anything answers 200."""
         deadline = time.monotonic() + START_SECONDS
+        last = "no answer"
         while time.monotonic() < deadline and self.process.poll() is None:
             with suppress(httpx.TransportError):
                 response = httpx.post(
@@ -78,8 +78,9 @@ class Server:
                 if response.is_success:
                     assert matches(response.json(), request.expected), response.text
                     return
+                last = f"{response.status_code} {response.text}"
             time.sleep(0.1)
-        raise RuntimeError(f"No answer from {self.url}:\n{self.log.read_text(errors='replace')}")
+        raise RuntimeError(f"{last} from {self.url}:\n{self.log.read_text(errors='replace')}")
 
 
 def matches(answer: Any, expected: Any) -> bool:
@@ -123,12 +124,14 @@ def serving(
         yield server
     finally:
         # Killed, not asked: some of the peers leave children behind on SIGTERM.
+        server.signal(signal.SIGSTOP)  # so that none starts another meanwhile
         server.signal(signal.SIGKILL)
         process.wait()
 
 
 def load(server: Server, request: Request, connections: int, seconds: float) -> dict[str, float]:
     """Send the request over and over from the other core; any answer but a 2xx is an error."""
+    server.wait_until(request)  # what an earlier load left in the queue is done then
     body = server.log.with_suffix(".body")
     body.write_bytes(request.body)
     command = [

