@@ -15,6 +15,8 @@ from typing import Any
 
 import httpx
 
+Sample = dict[str, Any]
+
 HERE = Path(__file__).parent
 START_SECONDS = 60
 CORES = sorted(os.sched_getaffinity(0))
@@ -64,7 +66,7 @@ class Server:
                 os.kill(pid, number)
 
     def wait_until(self, request: Request) -> None:
-        """Wait until the request gets the right answer, the first time that anything answers 200."""
+        """Wait until the request succeeds; its answer must be right then."""
         deadline = time.monotonic() + START_SECONDS
         last = "no answer"
         while time.monotonic() < deadline and self.process.poll() is None:
@@ -113,7 +115,7 @@ def serving(
         process = subprocess.Popen(
             ["taskset", "--cpu-list", str(SERVER_CORE), *command],
             cwd=folder,
-            env=os.environ | {"PORT": port} | env,
+            env={**os.environ, "PORT": port, **env},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -129,14 +131,14 @@ def serving(
         process.wait()
 
 
-def load(server: Server, request: Request, connections: int, seconds: float) -> dict[str, float]:
+def load(server: Server, request: Request, connections: int, seconds: int) -> Sample:
     """Send the request over and over from the other core; any answer but a 2xx is an error."""
     server.wait_until(request)  # what an earlier load left in the queue is done then
     body = server.log.with_suffix(".body")
     body.write_bytes(request.body)
     command = [
         *("taskset", "--cpu-list", str(LOAD_CORE), wrk(), "--threads", "1", "--timeout", "30s"),
-        *("--connections", str(connections), "--duration", f"{max(1, round(seconds))}s"),
+        *("--connections", str(connections), "--duration", f"{seconds}s"),
         *("--script", str(HERE / "post.lua"), server.url + request.path),
     ]
     env = os.environ | {"BODY": str(body), "CONTENT_TYPE": request.content_type}
@@ -156,18 +158,18 @@ def load(server: Server, request: Request, connections: int, seconds: float) -> 
     }
 
 
-def offline(command: list[str], folder: Path, env: Mapping[str, str]) -> dict[str, float]:
+def offline(command: list[str], folder: Path, env: Mapping[str, str]) -> Sample:
     """Run a script on the server's core, and return the figures that it prints."""
     result = subprocess.run(
         ["taskset", "--cpu-list", str(SERVER_CORE), *command],
         cwd=folder,
-        env=os.environ | env,
+        env={**os.environ, **env},
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    figures: dict[str, float] = json.loads(result.stdout)
+    figures: Sample = json.loads(result.stdout)
     return figures
 
 

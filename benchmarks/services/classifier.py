@@ -1,9 +1,8 @@
 """The text-line classifier behind the rendered service."""
 
 from classifier import Classifier
-from pydantic import BaseModel
-
 from inputs import Input
+from pydantic import BaseModel
 
 MODEL_NAME = "text-line-angle"
 

@@ -1,8 +1,7 @@
 """A model that does nothing: what is left is the service."""
 
-from pydantic import BaseModel
-
 from inputs import Input
+from pydantic import BaseModel
 
 MODEL_NAME = "noop"
 
