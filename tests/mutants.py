@@ -55,23 +55,17 @@ MUTANTS = [
     mutant(6, "device-not-handed-over", (MAIN, "loaded = Model(device)", 'loaded = Model("auto")')),
     mutant(7, "device-not-logged", (DEVICE, 'logger.info("Using', 'logger.debug("Using')),
     mutant(
-        8, "loaded-by-each-call", (MAIN, "loaded.predict(inputs)", 'Model("cpu").predict(inputs)')
+        8,
+        "loaded-by-each-call",
+        (MAIN, "return model.predict(inputs)", 'return Model("cpu").predict(inputs)'),
     ),
     mutant(9, "never-none", (MAIN, "model: Model | None = None", "model = object()")),
     mutant(
         10,
         "loaded-by-the-first-request",
-        (MAIN, "    worker.start(load)\n", ""),
-        (
-            MAIN,
-            "    if model is None:\n        raise NotReady\n    worker.check()",
-            "    if model is None:\n        start()\n        raise NotReady\n    worker.check()",
-        ),
-        (
-            MAIN,
-            "def answer(",
-            "@lru_cache\ndef start() -> None:\n    worker.start(load)\n\n\ndef answer(",
-        ),
+        (MAIN, "    worker.start()\n", ""),
+        (MAIN, "    worker.check()", "    start()\n    worker.check()"),
+        (MAIN, "@asynccontextmanager", "start = lru_cache(worker.start)\n\n\n@asynccontextmanager"),
         (MAIN, "import partial", "import lru_cache, partial"),
     ),
     mutant(11, "start-of-load-not-logged", (MAIN, 'logger.info("Loading', 'logger.debug("Loading')),
@@ -112,11 +106,7 @@ MUTANTS = [
     mutant(
         21,
         "always-ready",
-        (
-            MAIN,
-            "    if model is None:\n        raise NotReady\n    worker.check()",
-            "    worker.check()",
-        ),
+        (WORKER, "        if not self._is_loaded:\n            raise NotReady\n", ""),
     ),
     mutant(
         21,
@@ -146,7 +136,7 @@ MUTANTS = [
     ),
     mutant(22, "everybody's-route", (MAIN, '"/classify"', '"/predict"')),
     mutant(23, "no-forms", (UPLOADS, '== "multipart/form-data"', '== "multipart/mixed"')),
-    mutant(23, "other-field", (UPLOADS, "form.getlist(self.field)", 'form.getlist("upload")')),
+    mutant(23, "other-field", (UPLOADS, "part.name == self.field", 'part.name == "upload"')),
     mutant(24, "other-schema", (MAIN, "response_model=Output", "response_model=Params")),
     mutant(
         24, "answer-is-text", (MAIN, 'media_type="application/json"', 'media_type="text/plain"')
@@ -168,23 +158,33 @@ MUTANTS = [
         27,
         "client's-mistake",
         (
-            MAIN,
-            "    if model is None:\n        raise NotReady\n    body",
-            "    if model is None:\n        raise NotReady('Come back later.')\n    body",
+            WORKER,
+            "        if not self._has_loaded:\n            raise NotReady\n",
+            "        if not self._has_loaded:\n            raise NotReady('Come back later.')\n",
         ),
     ),
     mutant(
         28,
         "on-the-event-loop",
-        (MAIN, "await worker.run(partial(answer, model, upload))", "answer(model, upload)"),
+        (MAIN, "await worker.run(job, gone=request.is_disconnected)", "worker.answer([job])[0]"),
     ),
-    mutant(29, "no-deadline", (WORKER, "loop.call_later(self.timeout", "loop.call_later(3600")),
-    mutant(29, "other-status", (LIMITS, 'reason = 504, "Inf', 'reason = 500, "Inf')),
-    mutant(29, "hung-for-ever", (WORKER, "            self._running = None\n", "")),
     mutant(
-        29, "ready-while-it-hangs", (WORKER, "if running and running.expired", "if not running")
+        29,
+        "no-deadline",
+        (WORKER, "time.monotonic() + self.bounds.timeout", "time.monotonic() + 3600"),
     ),
-    mutant(30, "readiness-first", (MAIN, "Depends(worker.admit)", "Depends(ready)")),
+    mutant(29, "other-status", (LIMITS, 'reason = 504, "Inf', 'reason = 500, "Inf')),
+    mutant(
+        29,
+        "hung-for-ever",
+        (WORKER, "            self._running = []\n            while", "            while"),
+    ),
+    mutant(
+        29,
+        "ready-while-it-hangs",
+        (WORKER, "        if running and all", "        if not running and all"),
+    ),
+    mutant(30, "readiness-first", (MAIN, "    worker.admit()\n", "    worker.check()\n")),
     mutant(
         31,
         "corrupt-is-unforeseen",
@@ -226,8 +226,8 @@ MUTANTS = [
         "timeouts-mixed-up",
         (
             WORKER,
-            "except Refusal:",
-            "except TimeoutError:\n            raise DeadlineExceeded\n        except Refusal:",
+            "except asyncio.CancelledError:",
+            "except TimeoutError:\n            raise DeadlineExceeded\n        except asyncio.CancelledError:",
         ),
     ),
     mutant(
@@ -260,16 +260,16 @@ MUTANTS = [
     mutant(
         47,
         "closed-until-loaded",
-        (MAIN, "worker.start(load)\n", "load()\n    worker.start(lambda: None)\n"),
+        (MAIN, "worker.start()\n", "load()\n    worker.load = lambda: None\n    worker.start()\n"),
     ),
-    mutant(48, "no-bound", (WORKER, "len(self._waiting) >= self.max_queue", "False")),
+    mutant(48, "no-bound", (WORKER, "len(self._waiting) >= self.bounds.max_queue", "False")),
     mutant(
         48,
         "no-time-to-retry",
         (LIMITS, '"Too many requests are waiting.", 1', '"Too many requests are waiting.", None'),
     ),
-    mutant(48, "body-read-first", (MAIN, "    dependencies=[Depends(worker.admit)],\n", "")),
-    mutant(49, "hangs-on", (WORKER, "if self._running is call:", "if False:")),
+    mutant(48, "body-read-first", (MAIN, "    worker.admit()\n", "")),
+    mutant(49, "hangs-on", (WORKER, "if hung and not self.failed:", "if False:")),
     mutant(49, "ends-as-if-all-were-well", (WORKER, "        self.failed = True\n", "")),
     mutant(
         50, "ended-by-the-signal", (MAIN, "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n", "")
@@ -281,7 +281,7 @@ MUTANTS = [
     mutant(
         52,
         "query-not-read",
-        (UPLOADS, "self._fields(request.query_params)", "{}"),
+        (UPLOADS, "self._fields(request.query_params.multi_items())", "{}"),
         input_kind="image-params",
     ),
     mutant(53, "no-version", (MAIN, "ML Microservice Spec ", "ML Microservice Spec, version ")),

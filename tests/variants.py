@@ -18,6 +18,8 @@ CYCLED: dict[str, list[Any]] = {
     "system_packages": ["", "libgl1 ffmpeg"],
     "gpu_monitoring": [True, False],
     "startup_minutes": [10, 45],
+    "batching": [False, True],
+    "isolation": ["thread", "process"],
 }
 
 

@@ -1,14 +1,15 @@
 """Takes a request off the wire: a multipart form, or a raw body; parameters also in the query."""
 
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import ImmutableMultiDict, UploadFile
 
 from limits import BadInput, TooLarge, UnsupportedType, field_errors, inline_refs
 
@@ -16,6 +17,7 @@ HERE = Path(__file__).parent
 # A sender that does not know the type sends one of these; the decoder then looks at the content.
 OCTET_STREAM = "application/octet-stream"
 UNTYPED = frozenset({"", OCTET_STREAM})
+MAX_PARTS = 2000
 
 ParamsT = TypeVar("ParamsT", bound=BaseModel)
 
@@ -54,20 +56,17 @@ class Reader(Generic[ParamsT]):
 
         Raises, in this order, TooLarge, RequestValidationError, UnsupportedType and BadInput.
         """
-        content_type = essence(request.headers.get("content-type"))
-        fields = self._fields(request.query_params)
+        header = request.headers.get("content-type", "")
+        content_type = essence(header)
+        fields = self._fields(request.query_params.multi_items())
+        body = await request.body()
         if content_type == "multipart/form-data":
-            try:
-                form = await request.form()
-            except (LookupError, UnicodeError) as error:  # Starlette trusts the charset
-                raise BadInput("The form's charset is unknown.") from error
-            parts = [part for part in form.getlist(self.field) if isinstance(part, UploadFile)]
-            files = [await part.read() for part in (parts if self.several else parts[-1:])]
-            types = {essence(part.content_type) for part in parts}
-            fields |= self._fields(form)
-            await form.close()
+            parts = parse_form(body, header)
+            named = [part for part in parts if part.name == self.field and part.is_file]
+            files = [part.content for part in (named if self.several else named[-1:])]
+            types = {part.content_type for part in named}
+            fields |= self._fields((part.name, part.text()) for part in parts if not part.is_file)
         else:
-            body = await request.body()
             files = [body] if body or content_type else []
             types = {content_type}
         if sum(map(len, files)) > self.max_bytes:
@@ -113,13 +112,13 @@ class Reader(Generic[ParamsT]):
         ]
         return {"requestBody": {"required": True, "content": content}, "parameters": query}
 
-    def _fields(self, values: ImmutableMultiDict[str, Any]) -> dict[str, Any]:
+    def _fields(self, values: Iterable[tuple[str, str]]) -> dict[str, Any]:
         """Return what is no file: each field's last value, or all where the model has a list."""
-        return {
-            name: values.getlist(name) if name in self.lists else values[name]
-            for name in values
-            if name != self.field
-        }
+        fields: defaultdict[str, list[str]] = defaultdict(list)
+        for name, value in values:
+            if name != self.field:
+                fields[name].append(value)
+        return {name: all_ if name in self.lists else all_[-1] for name, all_ in fields.items()}
 
     def _validate(self, fields: Mapping[str, Any], *, missing: bool) -> ParamsT:
         errors: list[dict[str, Any]] = []
@@ -132,6 +131,56 @@ class Reader(Generic[ParamsT]):
         if errors:
             raise RequestValidationError(errors)
         return params
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a form: a file, or a field."""
+
+    name: str
+    content: bytes
+    content_type: str
+    charset: str
+    is_file: bool
+
+    def text(self) -> str:
+        """Return a field's value. Raises BadInput."""
+        try:
+            return self.content.decode(self.charset)
+        except (LookupError, UnicodeError) as error:
+            raise BadInput(f"The form's field {self.name!r} is no {self.charset} text.") from error
+
+
+def parse_form(body: bytes, content_type: str) -> list[Part]:
+    """Return the parts of a multipart form. Raises BadInput."""
+    _, options = parse_options_header(content_type)
+    parts: list[Part] = []
+    chunks: list[bytes] = []
+    try:
+        with PushMultipartParser(options["boundary"], max_segment_count=MAX_PARTS) as parser:
+            for event in parser.parse(body):
+                if isinstance(event, MultipartSegment):
+                    segment, chunks = event, []
+                elif event:
+                    chunks.append(event)
+                else:
+                    parts.append(make_part(segment, b"".join(chunks)))
+    except KeyError as error:
+        raise BadInput("The form's content type names no boundary.") from error
+    except (MultipartError, ValueError) as error:
+        raise BadInput(f"The form cannot be read: {error}.") from error
+    return parts
+
+
+def make_part(segment: MultipartSegment, content: bytes) -> Part:
+    """Return a part of the form, from what stands above it."""
+    return Part(
+        segment.name or "",
+        content,
+        segment.content_type or "",
+        segment.charset or "utf-8",
+        segment.filename is not None,
+    )
 
 
 def essence(content_type: str | None) -> str:

@@ -4,11 +4,13 @@ import logging
 import os
 import sys
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, cast
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -222,6 +224,21 @@ def guard(app: FastAPI, max_bytes: int) -> None:
     app.add_exception_handler(RequestValidationError, validation_failed)
     app.add_middleware(CatchAll)
     app.add_middleware(BodyLimit, max_bytes=max_bytes)
+
+
+def direct(app: FastAPI, endpoint: Callable[[Request], Awaitable[Response]]) -> None:
+    """Take an endpoint past FastAPI's dependencies, of which it has none.
+
+    It stays in the OpenAPI document; its way becomes half as long.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await endpoint(Request(scope, receive))
+        await response(scope, receive, send)
+
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.endpoint is endpoint:
+            route.app = answer
 
 
 def field_errors(error: ValidationError) -> list[dict[str, Any]]:

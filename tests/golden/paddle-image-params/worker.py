@@ -1,19 +1,26 @@
 """Runs the model off the event loop, on one thread that belongs to it.
 
 A call cannot be stopped once it runs. In a shared executor every call that outlives its deadline
-would take a thread for good, and a handful of them the service. Here calls queue for one thread,
+would take a thread for good, and a handful of them the service. Here requests queue for one thread,
 only so many may wait, and a place is free again when the work has really ended.
+
+Waking the event loop costs more than most of what it then does. So answers go back to it in groups
+while requests queue, and one tick looks after the deadlines of all.
 """
 
 import asyncio
 import logging
 import signal
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
+
+from starlette.requests import ClientDisconnect
 
 from limits import (
     Busy,
@@ -21,175 +28,317 @@ from limits import (
     DeadlineExceeded,
     NotReady,
     OutOfMemory,
-    Refusal,
     is_out_of_memory,
 )
 
 logger = logging.getLogger(__name__)
 
+TICK_SECONDS = 0.01
+GATHER_SECONDS = 0.004  # answers of quick calls go back together, no longer apart than this
+LOOK_SECONDS = 0.25  # how often to ask whether the clients of waiting requests are still there
+
 T = TypeVar("T")
 
 
-@dataclass(eq=False, slots=True)
-class Call(Generic[T]):
-    """One piece of work, and the future on the event loop that waits for it."""
+@dataclass(frozen=True, slots=True)
+class Job(Generic[T]):
+    """A request's work: what decodes it to the model's inputs, and what encodes the outputs."""
 
-    function: Callable[[], T]
-    future: asyncio.Future[T]
+    decode: Callable[[], list[Any]]
+    encode: Callable[[list[Any]], T]
+
+
+Predict = Callable[[list[Any]], list[Any]]
+Answer = Callable[[Sequence[Job[Any]]], list[Any]]
+
+
+class ModelDied(Exception):
+    """The process that the model ran in has ended; it has to be loaded again."""
+
+
+def attempt(function: Callable[[], T]) -> T | Exception:
+    """Return what the function returns, or the error that it raised."""
+    try:
+        return function()
+    except StopIteration as error:  # which no future takes
+        return RuntimeError(f"The model raised {error!r}")
+    except Exception as error:
+        if not is_out_of_memory(error):
+            return error
+        logger.exception("Out of memory")
+    except BaseException as error:  # noqa: BLE001 -- sys.exit in a model must not end the thread
+        return RuntimeError(f"The model raised {error!r}")
+    # Not before the error is gone: its traceback holds what the call had allocated.
+    if torch := sys.modules.get("torch"):
+        torch.cuda.empty_cache()
+    return OutOfMemory()
+
+
+def predicted(predict: Predict, inputs: list[Any]) -> list[Any]:
+    """Return the model's outputs, one for each input."""
+    outputs = predict(inputs)
+    if len(outputs) != len(inputs):
+        raise RuntimeError(f"predict returned {len(outputs)} outputs for {len(inputs)} inputs")
+    return outputs
+
+
+def answer_each(predict: Predict, jobs: Sequence[Job[Any]]) -> list[Any]:
+    """Answer each request by a call of its own; an answer is the error where it failed."""
+
+    def answer(job: Job[Any]) -> Any:
+        return job.encode(predicted(predict, job.decode()))
+
+    return [attempt(partial(answer, job)) for job in jobs]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a worker keeps to."""
+
+    max_queue: int  # requests that wait
+    timeout: float  # seconds until an answer
+    hang_limit: float  # seconds until a call has hung for good
+    max_batch: int = 1  # requests that are answered together
+    max_delay: float = 0.0  # seconds that a batch may take to fill up
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """One request at the worker, and the future on the event loop that waits for its answer."""
+
+    job: Job[Any]
+    future: asyncio.Future[Any]
+    deadline: float
+    gone: Callable[[], Awaitable[bool]]
     queued: float = field(default_factory=time.monotonic)
-    started: float | None = None
-    expired: bool = False
+    started: float = 0.0
+
+    def is_over(self, now: float) -> bool:
+        """Tell whether it has its answer, or is past its deadline."""
+        return self.future.done() or self.deadline <= now
 
 
 class Worker:
-    """One daemon thread that loads the model, then runs calls in the order they came."""
+    """One daemon thread that loads the model, then answers requests in the order they came."""
 
-    def __init__(self, *, max_queue: int, timeout: float, hang_limit: float) -> None:
-        """Bound the work: calls that may wait, seconds for an answer, seconds until it is hung."""
-        self.max_queue = max_queue
-        self.timeout = timeout
-        self.hang_limit = hang_limit
+    def __init__(
+        self,
+        load: Callable[[], None],
+        answer: Answer,
+        bounds: Bounds,
+        kill: Callable[[], None] | None = None,
+    ) -> None:
+        """Take what loads the model, what answers by it, and what ends a call, where that can be.
+
+        All but `kill` is called on the worker's thread.
+        """
+        self.load = load
+        self.answer = answer
+        self.bounds = bounds
+        self.kill = kill
         self.failed = False
-        self._waiting: deque[Call[Any]] = deque()
-        self._running: Call[Any] | None = None
+        self._has_loaded = self._is_loaded = False
         self._changed = threading.Condition()
-        self._stopping = False
+        self._waiting: deque[Call] = deque()
+        self._running: list[Call] = []
+        self._answered: deque[tuple[Call, Any]] = deque()
+        self._collected = 0.0
+        self._pending: deque[Call] = deque()  # in the order of their deadlines
+        self._ticking = self._stopping = False
+        self._looked = 0.0
+        self._look: asyncio.Task[None] | None = None
 
-    def start(self, load: Callable[[], None]) -> None:
-        """Load in the background, then take calls. A load that fails ends the process."""
+    def start(self) -> None:
+        """Load in the background, then take requests. A load that fails ends the process."""
+        self._loop = asyncio.get_running_loop()
         # Daemon: a call that hangs must not keep the process from ending.
-        threading.Thread(target=self._work, args=(load,), name="model", daemon=True).start()
+        threading.Thread(target=self._work, name="model", daemon=True).start()
 
     def stop(self) -> None:
-        """Take no more calls; what runs may end, what waits is dropped."""
+        """Take no more requests; what runs may end, what waits is refused."""
         with self._changed:
             self._stopping = True
-            self._waiting.clear()
             self._changed.notify()
+        self._refuse_waiting()
 
     def check(self) -> None:
-        """Raise NotReady or Busy where a new call would not be served."""
+        """Raise NotReady or Busy where a new request would not be served at once."""
+        if not self._is_loaded:
+            raise NotReady
         running = self._running
-        if running and running.expired:
+        if running and all(call.deadline < time.monotonic() for call in running):
             raise NotReady("The model hangs in a call that is past its deadline.")
-        self._refuse_if_full()
+        self.admit()
 
-    async def admit(self) -> None:
-        """Refuse a request before its body is read, where the queue is full already."""
-        self._refuse_if_full()
-
-    async def run(self, function: Callable[[], T]) -> T:
-        """Run the function on the model's thread and return its result.
-
-        Raises Busy at once where the queue is full, DeadlineExceeded after the timeout,
-        OutOfMemory where the framework says so, and otherwise what the function raised.
-        """
-        loop = asyncio.get_running_loop()
-        call: Call[T] = Call(function, loop.create_future())
-        with self._changed:
-            self._refuse_if_full()
-            self._waiting.append(call)
-            self._changed.notify()
-        timer = loop.call_later(self.timeout, self._expire, call)
-        try:
-            return await call.future
-        except Refusal:
-            raise
-        except Exception as error:
-            if is_out_of_memory(error):
-                logger.exception("Out of memory")
-                raise OutOfMemory from error
-            raise
-        finally:
-            timer.cancel()
-            self._withdraw(call)  # where the request was cancelled while it waited
-
-    def _refuse_if_full(self) -> None:
-        if len(self._waiting) >= self.max_queue:
+    def admit(self) -> None:
+        """Raise Busy where the queue is full, for a request whose body is not read yet."""
+        if len(self._waiting) >= self.bounds.max_queue:
             raise Busy
 
-    def _expire(self, call: Call[Any]) -> None:
-        """Answer a call that is past its deadline, and watch it if it cannot be withdrawn."""
-        if call.future.done():
-            return
-        call.future.set_exception(DeadlineExceeded())
-        if not self._withdraw(call) and call.started:
-            call.expired = True
-            left = max(0.0, call.started + self.hang_limit - time.monotonic())
-            asyncio.get_running_loop().call_later(left, self._give_up, call)
+    async def run(self, job: Job[T], gone: Callable[[], Awaitable[bool]]) -> T:
+        """Return the answer; `gone` tells whether anybody still waits for it.
 
-    def _withdraw(self, call: Call[Any]) -> bool:
-        """Drop a call that still waits, so that work nobody wants is never done."""
+        Raises NotReady before the model is loaded, Busy where the queue is full, DeadlineExceeded
+        after the timeout, OutOfMemory where the framework says so, and else what the job raised.
+        """
+        if not self._has_loaded:
+            raise NotReady
+        self.admit()
+        call = Call(job, self._loop.create_future(), time.monotonic() + self.bounds.timeout, gone)
+        self._pending.append(call)
+        if not self._ticking:
+            self._ticking = True
+            self._loop.call_later(TICK_SECONDS, self._tick)
+        with self._changed:
+            self._waiting.append(call)
+            self._changed.notify()
+        try:
+            answer: T = await call.future
+        except asyncio.CancelledError:
+            self._withdraw(call)
+            raise
+        return answer
+
+    def _tick(self) -> None:
+        """Look after the calls on the event loop, as long as there are any."""
+        self._collect()
+        now = time.monotonic()
+        while self._pending and self._pending[0].is_over(now):
+            self._expire(self._pending.popleft())
+        if self._waiting and not self._look and now - self._looked > LOOK_SECONDS:
+            self._look = self._loop.create_task(self._drop_gone())
+        self._watch(now)
+        self._ticking = bool(self._pending or self._running)
+        if self._ticking:
+            self._loop.call_later(TICK_SECONDS, self._tick)
+
+    def _expire(self, call: Call) -> None:
+        """Tell the client of a call that it took too long."""
+        if not call.future.done():
+            self._withdraw(call)
+            call.future.set_exception(DeadlineExceeded())
+
+    async def _drop_gone(self) -> None:
+        """Drop the calls whose clients have left, so that work nobody wants is never done."""
+        try:
+            for call in list(self._waiting):
+                if await call.gone() and self._withdraw(call) and not call.future.done():
+                    call.future.set_exception(ClientDisconnect())
+        finally:
+            self._looked = time.monotonic()
+            self._look = None
+
+    def _watch(self, now: float) -> None:
+        """Do what can be done about a call that runs although nobody waits for it any more."""
+        with self._changed:  # so that it is not the next one that is killed
+            if not self._running or any(call.deadline > now for call in self._running):
+                return
+            if self.kill:
+                self.kill()
+                self._running = []
+                return
+            hung = now - self._running[0].started > self.bounds.hang_limit
+        if hung and not self.failed:
+            logger.critical("A call has hung for %g s; ending the process", self.bounds.hang_limit)
+            self._end_process()
+
+    def _withdraw(self, call: Call) -> bool:
+        """Take a call back, if it still waits."""
         with self._changed:
             if call not in self._waiting:
                 return False
             self._waiting.remove(call)
-            return True
+        return True
 
-    def _give_up(self, call: Call[Any]) -> None:
-        """End the process when a call hangs for good: a thread cannot be killed."""
-        if self._running is call:
-            logger.critical("A call has hung for %g s; ending the process", self.hang_limit)
-            self._end_process()
+    def _refuse_waiting(self) -> None:
+        with self._changed:
+            calls = list(self._waiting)
+            self._waiting.clear()
+        for call in calls:
+            if not call.future.done():
+                call.future.set_exception(NotReady("The service is stopping."))
 
     def _end_process(self) -> None:
         """Shut the server down as a supervisor would; `main` then exits with a status of 1."""
         self.failed = True
+        self._loop.call_soon_threadsafe(self._refuse_waiting)
         signal.raise_signal(signal.SIGTERM)
 
-    def _work(self, load: Callable[[], None]) -> None:
+    def _work(self) -> None:
         """Body of the thread."""
+        goes_on = self._load()
+        while goes_on and (calls := self._next()):
+            goes_on = self._answer(calls)
+
+    def _answer(self, calls: list[Call]) -> bool:
+        """Answer the calls together; False where the model could not be loaded again after that."""
         try:
-            load()
+            answers = self.answer([call.job for call in calls])
+        except ModelDied as error:
+            logger.warning("%s. Loading the model again", error)
+            if len(calls) == 1:
+                self._hand_over(calls, [error.__cause__ or error])
+                return self._load()
+            # One of them did that to the others.
+            return self._load() and all(self._answer([call]) for call in calls)
+        except Exception as error:  # noqa: BLE001 -- batch_key's, say; handed to the requests
+            answers = [error] * len(calls)
+        self._hand_over(calls, answers)
+        return True
+
+    def _load(self) -> bool:
+        self._is_loaded = False
+        try:
+            self.load()
         except CannotLoad as error:
             logger.critical("The model cannot be loaded: %s", error)
             self._end_process()
-            return
         except BaseException:
             logger.critical("The model failed to load", exc_info=True)
             self._end_process()
-            return
-        while self._run_next():
-            pass
-
-    def _run_next(self) -> bool:
-        """Wait for a call and run it; False when the worker stops."""
-        with self._changed:
-            self._running = None
-            while not self._waiting and not self._stopping:
-                self._changed.wait()
-            if self._stopping:
-                return False
-            call = self._running = self._waiting.popleft()
-            call.started = time.monotonic()
-        try:
-            result = call.function()
-        except Exception as error:  # noqa: BLE001 -- handed to the request that waits for it
-            self._deliver(call, error=error)
-        except BaseException as error:  # noqa: BLE001 -- sys.exit in a model must not end the thread
-            self._deliver(call, error=RuntimeError(f"The model raised {error!r}"))
         else:
-            self._deliver(call, result=result)
-        return True
+            self._has_loaded = self._is_loaded = True
+        return self._is_loaded
 
-    def _deliver(
-        self, call: Call[T], *, result: Any = None, error: Exception | None = None
-    ) -> None:
-        """Hand the outcome to the event loop, or to the log where nobody waits any more."""
-        if isinstance(error, StopIteration):  # which no future takes
-            error = RuntimeError(f"The model raised {error!r}")
+    def _next(self) -> list[Call]:
+        """Wait for calls, and return as many as go into a batch; none when the worker stops."""
+        with self._changed:
+            self._running = []
+            while not self._running and not self._stopping:
+                self._changed.wait_for(lambda: self._waiting or self._stopping)
+                if self.bounds.max_delay and self._waiting:
+                    left = self._waiting[0].queued + self.bounds.max_delay - time.monotonic()
+                    self._changed.wait_for(self._is_batch_full, left)
+                size = min(len(self._waiting), self.bounds.max_batch)
+                self._running = [self._waiting.popleft() for _ in range(size)]
+            now = time.monotonic()
+            for call in self._running:
+                call.started = now
+            return self._running
 
-        def settle() -> None:
+    def _is_batch_full(self) -> bool:
+        return len(self._waiting) >= self.bounds.max_batch
+
+    def _hand_over(self, calls: list[Call], answers: list[Any]) -> None:
+        """Hand answers to the event loop: at once if no other call waits, else in groups."""
+        self._answered.extend(zip(calls, answers, strict=True))
+        now = time.monotonic()
+        if not self._waiting or now - self._collected > GATHER_SECONDS:
+            self._collected = now
+            try:
+                self._loop.call_soon_threadsafe(self._collect)
+            except RuntimeError:  # the loop is closed: the process is on its way out
+                logger.warning("A call ended after the server had stopped")
+
+    def _collect(self) -> None:
+        """Give the answers to those who wait for them; runs on the event loop."""
+        while self._answered:
+            call, answer = self._answered.popleft()
             if call.future.done():
                 seconds = time.monotonic() - call.queued
-                outcome = f"failed: {error!r}" if error else "ended"
+                outcome = f"failed: {answer!r}" if isinstance(answer, Exception) else "ended"
                 logger.warning("A call %s %.1f s after it came; nobody waits", outcome, seconds)
-            elif error:
-                call.future.set_exception(error)
+            elif isinstance(answer, Exception):
+                call.future.set_exception(answer)
             else:
-                call.future.set_result(result)
-
-        try:
-            call.future.get_loop().call_soon_threadsafe(settle)
-        except RuntimeError:  # the loop is closed: the process is on its way out
-            logger.warning("A call ended after the server had stopped")
+                call.future.set_result(answer)

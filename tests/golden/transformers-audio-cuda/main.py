@@ -12,20 +12,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import uvicorn
-from fastapi import Depends, FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from pydantic import BaseModel
 
 from device import get_device
 from gpu import router as gpu_router
 from inputs import CONTENT_TYPES, Input, decode
-from limits import RESPONSES, BadInput, CannotLoad, NotReady, env_bool, env_int, guard
-from uploads import Reader, Upload
-from worker import Worker
+from limits import RESPONSES, BadInput, CannotLoad, NotReady, direct, env_bool, env_int, guard
+from uploads import Reader
+from worker import Bounds, Job, Worker, answer_each
 
 PORT = env_int("PORT", 8000)
 MAX_UPLOAD_BYTES = env_int("MAX_UPLOAD_MB", 20, minimum=1) * 1024 * 1024
@@ -107,9 +106,6 @@ def download(name: str) -> str:
 # Your model ends here.
 
 model: Model | None = None
-worker = Worker(
-    max_queue=MAX_QUEUE_SIZE, timeout=INFER_TIMEOUT_SECONDS, hang_limit=INFER_HANG_SECONDS
-)
 read = Reader(Params, field="file", content_types=CONTENT_TYPES, max_bytes=MAX_UPLOAD_BYTES)
 
 
@@ -121,30 +117,49 @@ def load() -> None:
     logger.info("Loading %s on %s", MODEL_NAME, device)
     loaded = Model(device)
     if WARMUP:
-        answer(loaded, read.example(EXAMPLE))
+        encode(loaded.predict(decode(read.example(EXAMPLE))))
     model = loaded
     logger.info("Model loaded in %.1f s", time.perf_counter() - start)
 
 
-def answer(loaded: Model, upload: Upload[Params]) -> bytes:
-    """Decode, predict and encode one request: what the worker runs off the event loop."""
-    inputs = decode(upload)
-    outputs = loaded.predict(inputs)
-    if len(outputs) != len(inputs):
-        raise RuntimeError(f"predict returned {len(outputs)} outputs for {len(inputs)} inputs")
+def predict(inputs: list[Input[Params]]) -> list[Output]:
+    """Run the model, on its own thread."""
+    if model is None:
+        raise NotReady
+    return model.predict(inputs)
+
+
+def encode(outputs: list[Output]) -> bytes:
+    """Return the response's body: a request has one input, so one output."""
     return outputs[0].model_dump_json().encode()
+
+
+def unload() -> None:
+    """Release what the model holds, where it has a `close` for that."""
+    global model
+    if close := getattr(model, "close", None):
+        close()
+    model = None
+
+
+worker = Worker(
+    load,
+    partial(answer_each, predict),
+    Bounds(
+        max_queue=MAX_QUEUE_SIZE,
+        timeout=INFER_TIMEOUT_SECONDS,
+        hang_limit=INFER_HANG_SECONDS,
+    ),
+)
 
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
     """Load in the background, so that /health answers meanwhile; release the model at the end."""
-    global model
-    worker.start(load)
+    worker.start()
     yield
     worker.stop()
-    if close := getattr(model, "close", None):  # for models that hold more than memory
-        close()
-    model = None
+    unload()
 
 
 app = FastAPI(
@@ -170,8 +185,6 @@ async def health() -> dict[str, str]:
 @app.get("/ready", responses={503: RESPONSES[503]})
 async def ready() -> dict[str, str]:
     """Readiness: the model is loaded, and a request would be served."""
-    if model is None:
-        raise NotReady
     worker.check()
     return {"status": "ready"}
 
@@ -181,14 +194,17 @@ async def ready() -> dict[str, str]:
     response_model=Output,
     responses=RESPONSES,
     openapi_extra=read.openapi(EXAMPLE),
-    dependencies=[Depends(worker.admit)],
 )
-async def infer(upload: Annotated[Upload[Params], Depends(read)]) -> Response:
+async def infer(request: Request) -> Response:
     """Answer for one recording."""
-    if model is None:
-        raise NotReady
-    body = await worker.run(partial(answer, model, upload))
+    worker.admit()
+    upload = await read(request)
+    job = Job(partial(decode, upload), encode)
+    body = await worker.run(job, gone=request.is_disconnected)
     return Response(body, media_type="application/json")
+
+
+direct(app, infer)
 
 
 def serve() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 SPEC_VERSION = "1.0.0"
 SERVICE = "my-model-server"
 ROUTE = "/infer"
+ISOLATION = "thread"
 
 REQUIREMENTS = {
     1: "Flat tree",

@@ -5,6 +5,7 @@ a process that has it.
 """
 
 import os
+import runpy
 import sys
 import time
 from importlib import import_module
@@ -13,7 +14,21 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
+
+# A script, because the model's own process, where there is one, begins with it again.
+SCRIPT = """
+import sys
+from pathlib import Path
+
+sys.path[:0] = {paths!r}
+
+import stand_in
+
+main = stand_in.take_place(Path(__file__).parent, {answer!r})
+if __name__ == "__main__":
+    main.serve()
+"""
 
 context = get_context("spawn") if sys.platform == "win32" else get_context("forkserver")
 context.set_forkserver_preload(["fastapi", "uvicorn", "numpy", "PIL.Image"])
@@ -25,27 +40,32 @@ def start(answer: str, folder: Path, env: dict[str, str]) -> BaseProcess:
     That is start.py before anything else, load.py when it is loaded, and predict.py in each call;
     then it answers with this JSON.
     """
-    process = context.Process(target=_serve, args=(answer, folder, env))
+    text = SCRIPT.format(paths=[str(TESTS.parent), str(TESTS)], answer=answer)
+    (folder / "service.py").write_text(text)
+    process = context.Process(target=_serve, args=(folder, env))
     process.start()
     return process
 
 
-def _serve(answer: str, folder: Path, env: dict[str, str]) -> None:
+def _serve(folder: Path, env: dict[str, str]) -> None:
     log = os.open(folder / "log", os.O_WRONLY | os.O_APPEND)
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
-    os.chdir(ROOT)
+    os.chdir(TESTS.parent)
     os.environ.clear()
     os.environ.update(env)
+    runpy.run_path(str(folder / "service.py"), run_name="__main__")
+
+
+def take_place(folder: Path, answer: str) -> Any:
+    """Import the service, and put the stand-in in the place of its model."""
     names: dict[str, Any] = {"folder": folder, "time": time}
 
     def run(name: str, **more: object) -> None:
         exec((folder / name).read_text(), names | more)  # noqa: S102 -- the tests' own
 
     run("start.py")
-    sys.path.insert(0, str(ROOT))
-    main: Any = import_module("main")
-    names["main"] = main
+    names["main"] = main = import_module("main")
 
     class StandIn:
         def __init__(self, device: str) -> None:
@@ -60,5 +80,5 @@ def _serve(answer: str, folder: Path, env: dict[str, str]) -> None:
         def close(self) -> None:
             (folder / "closed").touch()
 
-    main.Model = StandIn
-    main.serve()
+    main.__dict__["Model"] = StandIn
+    return main
