@@ -26,7 +26,7 @@ docs: .venv/complete
 	$(VENV)/python tests/docs_prompts.py
 
 bench: .venv/complete
-	@PYTHONPATH=tests $(VENV)/python benchmarks/bench.py --only '$(ONLY)' --seconds '$(SECONDS)' --repeats '$(REPEATS)'
+	@PYTHONPATH=tests $(VENV)/python benchmarks/bench.py --only '$(ONLY)' --subjects '$(SUBJECTS)' --seconds '$(SECONDS)' --repeats '$(REPEATS)'
 
 release:
 	@$(PYTHON) tests/release.py '$(VERSION)' --gate '$(GATE)' $(if $(CHECK),--dry-run)

@@ -16,10 +16,11 @@ from subjects import BENCHMARKS, Benchmark, Subject, common
 from variants import ROOT
 
 
-def measure(benchmark: Benchmark, seconds: int, repeats: int) -> list[Sample]:
+def measure(
+    benchmark: Benchmark, subjects: list[Subject], seconds: int, repeats: int
+) -> list[Sample]:
     """Start every server, and give each its turn in every repeat."""
     samples: list[Sample] = []
-    subjects = benchmark.subjects()
     with ExitStack() as stack:
         servers: dict[str, Server] = {}
         for number, subject in enumerate(subjects):
@@ -59,6 +60,7 @@ def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="b1, b2, b3, b4; several with commas")
+    parser.add_argument("--subjects", default="", help="how the names of those to run begin")
     parser.add_argument("--seconds", type=int, default=3, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
@@ -69,7 +71,12 @@ def main() -> None:
     for name in names:
         print(every[name].title, end=" ", flush=True)
         if every[name].connections:
-            samples = measure(every[name], arguments.seconds, arguments.repeats)
+            subjects = [
+                subject
+                for subject in every[name].subjects()
+                if subject.name.startswith(tuple(arguments.subjects.split(",")))
+            ]
+            samples = measure(every[name], subjects, arguments.seconds, arguments.repeats)
         else:
             samples = starts(arguments.repeats)
         results[name] = samples
@@ -78,7 +85,7 @@ def main() -> None:
         for (subject, connections), figures in medians(samples).items():
             values = "  ".join(f"{key} {value:9.2f}" for key, value in figures.items())
             print(f"  {subject:28} {connections or '':>3}  {values}")
-    if len(results) == len(every):
+    if len(results) == len(every) and not arguments.subjects:
         about = machine(arguments.seconds, arguments.repeats)
         titles = {name: every[name].title for name in names}
         write(results, about, titles, ROOT / "docs")

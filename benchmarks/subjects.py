@@ -68,7 +68,7 @@ def form(file: bytes) -> tuple[bytes, str]:
     return head.encode() + file + tail.encode(), f"multipart/form-data; boundary={BOUNDARY}"
 
 
-def service(name: str, **answers: str) -> Path:
+def service(name: str, **answers: object) -> Path:
     """Render a service; its model is services/NAME.py, where there is such a file."""
     folder = HOME / "services" / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -113,7 +113,7 @@ def b1() -> list[Subject]:
         lit("LitServe", request, "noop"),
         bento("BentoML", "Noop", request),
         mlserver,
-        Subject("bare FastAPI route", "ours", ["python", "bare.py"], request),
+        Subject("bare FastAPI route", "fastapi", ["python", "bare.py"], request),
     ]
 
 
@@ -128,7 +128,7 @@ def b2() -> list[Subject]:
         Subject("limit", "ours", ["python", "limit.py", "classifier"]),
         Subject("this template, multipart", "ours", ["python", "main.py"], multipart, ours),
         Subject("this template, raw body", "ours", ["python", "main.py"], raw, ours),
-        Subject("the document's code", "ours", ["python", "letter.py"], multipart),
+        Subject("the document's code", "fastapi", ["python", "letter.py"], multipart),
         lit("LitServe", multipart, "classifier"),
         lit("LitServe, batches", multipart, "classifier", "16"),
         bento("BentoML", "Classify", multipart),
@@ -143,8 +143,8 @@ def b3() -> list[Subject]:
     ours = {"this template": service("minilm", preset="minilm")}
     if "batching" in yaml.safe_load((ROOT / "copier.yml").read_text(encoding="utf-8")):
         ours = {
-            "this template, batching": service("minilm-batching", preset="minilm", batching="yes"),
-            "this template, no batching": service("minilm-single", preset="minilm", batching="no"),
+            "this template, batching": service("minilm-batching", preset="minilm", batching=True),
+            "this template, no batching": service("minilm-single", preset="minilm", batching=False),
         }
     return [
         *(

@@ -76,8 +76,7 @@ class Encode(litserve.LitAPI):
 if __name__ == "__main__":
     apis = {"noop": Noop, "classifier": Classify, "encoder": Encode}
     size = int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    wait = float(os.getenv("BATCH_TIMEOUT", "0"))
-    api = apis[sys.argv[1]](api_path="/infer", max_batch_size=size, batch_timeout=wait)
+    api = apis[sys.argv[1]](api_path="/infer", max_batch_size=size, batch_timeout=0)
     server = litserve.LitServer(
         api, accelerator="cpu", devices=1, workers_per_device=1, fast_queue=True
     )
