@@ -10,10 +10,13 @@ from contextlib import ExitStack
 
 from peers import HOME
 from processes import Sample, Server, load, offline, serving
-from report import machine, medians, write
+from report import core_share, machine, medians, write
 from starts import starts
 from subjects import BENCHMARKS, Benchmark, Subject, common
 from variants import ROOT
+
+
+QUIET = 0.95
 
 
 def measure(
@@ -85,6 +88,8 @@ def main() -> None:
         for (subject, connections), figures in medians(samples).items():
             values = "  ".join(f"{key} {value:9.2f}" for key, value in figures.items())
             print(f"  {subject:28} {connections or '':>3}  {values}")
+    if core_share(results) < QUIET:
+        print(f"Something else ran: the work alone had {core_share(results):.0%} of its core.")
     if len(results) == len(every) and not arguments.subjects:
         about = machine(arguments.seconds, arguments.repeats)
         titles = {name: every[name].title for name in names}

@@ -19,6 +19,7 @@ Sample = dict[str, Any]
 
 HERE = Path(__file__).parent
 START_SECONDS = 60
+END_SECONDS = 10
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = CORES[-1], CORES[0]
 
@@ -65,6 +66,19 @@ class Server:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    def end(self) -> None:
+        """Kill every process, and wait until they are gone.
+
+        They are not asked: some of the peers leave children behind on SIGTERM.
+        """
+        self.signal(signal.SIGSTOP)  # so that none starts another meanwhile
+        members = self.members()
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+        deadline = time.monotonic() + END_SECONDS
+        while any(map(runs, members)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     def wait_until(self, request: Request) -> None:
         """Wait until the request succeeds; its answer must be right then."""
         deadline = time.monotonic() + START_SECONDS
@@ -83,6 +97,15 @@ class Server:
                 last = f"{response.status_code} {response.text}"
             time.sleep(0.1)
         raise RuntimeError(f"{last} from {self.url}:\n{self.log.read_text(errors='replace')}")
+
+
+def runs(pid: int) -> bool:
+    """Tell whether there is such a process; one that is dead, but not waited for, has no program."""
+    try:
+        Path(f"/proc/{pid}/exe").readlink()
+    except OSError:
+        return False
+    return True
 
 
 def matches(answer: Any, expected: Any) -> bool:
@@ -125,10 +148,7 @@ def serving(
     try:
         yield server
     finally:
-        # Killed, not asked: some of the peers leave children behind on SIGTERM.
-        server.signal(signal.SIGSTOP)  # so that none starts another meanwhile
-        server.signal(signal.SIGKILL)
-        process.wait()
+        server.end()
 
 
 def load(server: Server, request: Request, connections: int, seconds: int) -> Sample:

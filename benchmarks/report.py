@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 from chart import bars
@@ -19,7 +20,7 @@ LOADED = (16, 64)
 OURS = "this template"
 FORM, RAW = "this template, multipart", "this template, raw body"
 BATCHING, SINGLE = "this template, batching", "this template, no batching"
-LIT = ("LitServe", "LitServe, batches")
+CORES = "One core has the server, with all its processes, another one the load generator, wrk."
 PACKAGES = {
     "ours": ["fastapi", "starlette", "uvicorn", "pydantic", "onnxruntime", "torch", "transformers"],
     "litserve": ["litserve"],
@@ -68,8 +69,7 @@ def lead(ours: str, *others: str, at: tuple[int, ...] = LOADED) -> Callable[[Fig
 
     def value(figures: Figures) -> float:
         return min(
-            figures[ours, number]["rate"]
-            / max(figures[other, number]["rate"] for other in others if (other, number) in figures)
+            figures[ours, number]["rate"] / max(figures[other, number]["rate"] for other in others)
             for number in at
         )
 
@@ -112,11 +112,18 @@ FLOORS = [
     Floor("b1", "0.5 x the bare route", 0.5, lead(OURS, "bare FastAPI route")),
     Floor("b2", "0.75 of the limit, multipart", 0.75, share(FORM, "limit")),
     Floor("b2", "0.80 of the limit, raw body", 0.80, share(RAW, "limit")),
-    Floor("b2", "1.6 x LitServe, with or without batches", 1.6, lead(FORM, *LIT)),
+    Floor(
+        "b2",
+        "1.6 x LitServe, with or without batches",
+        1.6,
+        lead(FORM, "LitServe", "LitServe, batches"),
+    ),
     Floor("b2", "2.5 x BentoML", 2.5, lead(FORM, "BentoML")),
     Floor("b2", "p99 at 64 connections under 2 x 64 / limit", 2, slowness, at_least=False),
     Floor("b3", "0.90 of offline, 64 connections", 0.90, share(BATCHING, "offline", (64,))),
-    Floor("b3", "1.3 x LitServe, 64 connections", 1.3, lead(BATCHING, *LIT, at=(64,))),
+    Floor(
+        "b3", "1.3 x LitServe, 64 connections", 1.3, lead(BATCHING, "LitServe, batches", at=(64,))
+    ),
     Floor("b3", "1 connection: 0.95 of no batching", 0.95, lead(BATCHING, SINGLE, at=(1,))),
     *(
         Floor("b4", f"{name}: at most the best peer's", 1, against_peers(measure), at_least=False)
@@ -183,12 +190,29 @@ def write(
             f"## {titles[name]}\n\n{ABOUT[name]}\n\n{table}\n\n{floor_table(name, figures)}\n\n"
             f"![{titles[name]}](benchmarks/{name}.svg)\n"
         )
-    page = f"{introduction(about)}\n" + "\n".join(sections)
+    page = f"{introduction(about, results)}\n" + "\n".join(sections)
     (docs / "benchmarks.md").write_text(page, encoding="utf-8")
 
 
-def introduction(about: Mapping[str, Any]) -> str:
+def item(text: str) -> str:
+    """Return a line of a Markdown list, wrapped."""
+    return fill(text, 100, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False)
+
+
+def core_share(results: Mapping[str, list[Sample]]) -> float:
+    """Return how much of its core the work with no service around it had, where that was least.
+
+    It never waits: what is missing had gone to something else on the machine.
+    """
+    figures = [x for samples in results.values() for x in medians(samples).values()]
+    return min(
+        (x["rate"] * x["cpu"] / 1e3 for x in figures if "p50" not in x and "cpu" in x), default=1
+    )
+
+
+def introduction(about: Mapping[str, Any], results: Mapping[str, list[Sample]]) -> str:
     """Return the head of the page: how it was measured, on what, with which versions."""
+    alone = f"The loops without a service had {core_share(results):.0%} of their core."
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     seconds, repeats = about["seconds"], about["repeats"]
     return f"""\
@@ -197,13 +221,12 @@ def introduction(about: Mapping[str, Any]) -> str:
 Written by `make bench SECONDS={seconds} REPEATS={repeats}`, which measures all of this in one run
 ([testing.md](testing.md#benchmarks)).
 
-* **Machine**: {about["cpu"]}, {about["system"]}. One core has the server, with all its processes,
-  another one the load generator, wrk.
-* **Versions**: Python {about["python"]}; {versions}.
+{item(f"**Machine**: {about['cpu']}, {about['system']}. {CORES}")}
+{item(f"**Versions**: Python {about['python']}; {versions}.")}
 * **Method**: the servers of a benchmark take turns, {repeats} times; while one is measured, the
   others are stopped. A turn is a second of warm-up and {seconds} seconds for each number of
   connections. Figures are medians. Before each measurement the answer is compared with the one
-  that it must be, and an error during it fails the run.
+  that it must be, and an error during it fails the run. {alone}
 * **CPU** is the processor time of all the server's processes per request. It tells how much work
   a framework does, also where its processes wait for each other.
 * **Configuration**: for every framework the best one found, without access logs. This template:
@@ -251,11 +274,7 @@ def floor_table(benchmark: str, figures: Figures) -> str:
     for floor in FLOORS:
         if floor.benchmark != benchmark:
             continue
-        try:
-            value = round(floor.value(figures), 2)
-        except KeyError:  # a subject that this version of the template cannot render
-            lines.append(f"| {floor.text} | | not measured |")
-            continue
+        value = round(floor.value(figures), 2)
         verdict = "reached" if floor.reached(value) else "**missed**"
         lines.append(f"| {floor.text} | {value:.2f} | {verdict} |")
     return "\n".join(lines)

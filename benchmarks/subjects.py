@@ -7,12 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-import yaml
-
 from peers import HOME, python_of, weights
 from processes import Request
 from rendering import render
-from variants import ROOT
 
 HERE = Path(__file__).parent
 SERVERS = HERE / "servers"
@@ -140,12 +137,10 @@ def b3() -> list[Subject]:
     vector = json.loads((WORK / "embedding.json").read_text(encoding="utf-8"))
     request = post({"embedding": vector}, text=TEXT)
     embed = replace(request, path="/embed")
-    ours = {"this template": service("minilm", preset="minilm")}
-    if "batching" in yaml.safe_load((ROOT / "copier.yml").read_text(encoding="utf-8")):
-        ours = {
-            "this template, batching": service("minilm-batching", preset="minilm", batching=True),
-            "this template, no batching": service("minilm-single", preset="minilm", batching=False),
-        }
+    ours = {
+        "this template, batching": service("minilm-batching", preset="minilm", batching=True),
+        "this template, no batching": service("minilm-single", preset="minilm", batching=False),
+    }
     return [
         *(
             Subject(f"offline, batches of {size}", "ours", ["python", "limit.py", "encoder", size])
