@@ -15,7 +15,6 @@ from starts import starts
 from subjects import BENCHMARKS, Benchmark, Subject, common
 from variants import ROOT
 
-
 QUIET = 0.95
 
 

@@ -100,7 +100,7 @@ class Server:
 
 
 def runs(pid: int) -> bool:
-    """Tell whether there is such a process; one that is dead, but not waited for, has no program."""
+    """Tell whether a process runs; one that is dead, but not waited for, has no program."""
     try:
         Path(f"/proc/{pid}/exe").readlink()
     except OSError:

@@ -212,27 +212,34 @@ def core_share(results: Mapping[str, list[Sample]]) -> float:
 
 def introduction(about: Mapping[str, Any], results: Mapping[str, list[Sample]]) -> str:
     """Return the head of the page: how it was measured, on what, with which versions."""
-    alone = f"The loops without a service had {core_share(results):.0%} of their core."
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     seconds, repeats = about["seconds"], about["repeats"]
+    items = [
+        f"""**Machine**: {about["cpu"]}, {about["system"]}. One core has the server, with all its
+        processes, another one the load generator, wrk.""",
+        f"""**Versions**: Python {about["python"]}; {versions}.""",
+        f"""**Method**: the servers of a benchmark take turns; while one is measured, the others are
+        stopped. A turn is a second of warm-up and {seconds} s for each number of connections.
+        Figures are medians of {repeats} turns. Before each measurement the answer is compared with
+        the one that it must be, and an error during it fails the run. The loops that have no
+        service around them got {core_share(results):.0%} of their core; the rest went to something
+        else on the machine.""",
+        """**CPU** is the processor time of all the server's processes per request. It tells how much
+        work a framework does, also where its processes wait for each other.""",
+        """**Configuration**: for every framework the best one found, without access logs. This
+        template: its default answers. LitServe: `fast_queue`, one API server, one worker, no wait
+        for a batch. BentoML: one worker; metrics, monitoring and access log off; `async` where the
+        model does nothing. MLServer: no worker processes; metrics, gzip and debug off. All compute
+        with one thread.""",
+    ]
+    listed = "\n".join(item(" ".join(text.split())) for text in items)
     return f"""\
 # Benchmarks
 
 Written by `make bench SECONDS={seconds} REPEATS={repeats}`, which measures all of this in one run
 ([testing.md](testing.md#benchmarks)).
 
-{item(f"**Machine**: {about['cpu']}, {about['system']}. {CORES}")}
-{item(f"**Versions**: Python {about['python']}; {versions}.")}
-* **Method**: the servers of a benchmark take turns, {repeats} times; while one is measured, the
-  others are stopped. A turn is a second of warm-up and {seconds} seconds for each number of
-  connections. Figures are medians. Before each measurement the answer is compared with the one
-  that it must be, and an error during it fails the run. {alone}
-* **CPU** is the processor time of all the server's processes per request. It tells how much work
-  a framework does, also where its processes wait for each other.
-* **Configuration**: for every framework the best one found, without access logs. This template:
-  its default answers. LitServe: `fast_queue`, one API server, one worker, no wait for a batch.
-  BentoML: one worker; metrics, monitoring and access log off; `async` where the model does
-  nothing. MLServer: no worker processes; metrics, gzip and debug off. All compute with one thread.
+{listed}
 
 Absolute figures are of this machine; the ratios are what counts. A ratio is judged where it is
 least, at 16 and 64 connections, unless the row names a number.
