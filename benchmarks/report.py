@@ -224,8 +224,8 @@ def introduction(about: Mapping[str, Any], results: Mapping[str, list[Sample]]) 
         the one that it must be, and an error during it fails the run. The loops that have no
         service around them got {core_share(results):.0%} of their core; the rest went to something
         else on the machine.""",
-        """**CPU** is the processor time of all the server's processes per request. It tells how much
-        work a framework does, also where its processes wait for each other.""",
+        """**CPU** is the processor time of all the server's processes per request. It tells how
+        much work a framework does, also where its processes wait for each other.""",
         """**Configuration**: for every framework the best one found, without access logs. This
         template: its default answers. LitServe: `fast_queue`, one API server, one worker, no wait
         for a batch. BentoML: one worker; metrics, monitoring and access log off; `async` where the
