@@ -35,7 +35,7 @@ release:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv --clear .venv
 	$(VENV)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(VENV)/uv pip install --quiet --python $(VENV)/python --constraint constraints.txt --group dev --group lint
+	$(VENV)/uv pip install --quiet --compile-bytecode --python $(VENV)/python --constraint constraints.txt --group dev --group lint
 	touch $@
 
 clean:

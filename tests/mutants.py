@@ -35,7 +35,7 @@ def mutant(number: int, name: str, *edits: tuple[str, str, str], **answers: Any)
 
 
 MAIN, DEVICE, LIMITS, WORKER = "main.py", "device.py", "limits.py", "worker.py"
-UPLOADS, INPUTS, GPU = "uploads.py", "inputs.py", "gpu.py"
+UPLOADS, INPUTS, GPU, THREADS = "uploads.py", "inputs.py", "gpu.py", "threads.py"
 
 MUTANTS = [
     Mutant(1, "no-rules", removed="CLAUDE.md"),
@@ -227,7 +227,7 @@ MUTANTS = [
         (
             WORKER,
             "except asyncio.CancelledError:",
-            "except TimeoutError:\n            raise DeadlineExceeded\n        except asyncio.CancelledError:",
+            "except TimeoutError:\n            raise Busy\n        except asyncio.CancelledError:",
         ),
     ),
     mutant(
@@ -286,4 +286,8 @@ MUTANTS = [
     ),
     mutant(53, "no-version", (MAIN, "ML Microservice Spec ", "ML Microservice Spec, version ")),
     mutant(53, "old-version", (MAIN, "ML Microservice Spec 1.", "ML Microservice Spec 0.")),
+    mutant(58, "as-many-as-the-host-has", (THREADS, "len(os.sched_getaffinity(0))", "64")),
+    mutant(58, "frameworks-not-told", (THREADS, "os.environ.setdefault(", "print(")),
+    mutant(58, "setting-not-read", (THREADS, '("NUM_THREADS", "OMP_NUM_THREADS")', "()")),
+    mutant(58, "not-logged", (MAIN, 'logger.info("Threads:', 'logger.debug("Threads:')),
 ]

@@ -53,8 +53,11 @@ def get_available_providers():
 def preload_dlls():
     print("The CUDA libraries are loaded")
 
+class SessionOptions:
+    pass
+
 class InferenceSession:
-    def __init__(self, path, providers):
+    def __init__(self, path, options, providers):
         print("The session is asked for", *providers)
         device = {name: key for key, name in NAMES.items()}.get(providers[0])
         self.providers = providers if device is None or has(device) else [CPU]

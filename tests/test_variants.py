@@ -50,6 +50,7 @@ ALWAYS = {
     "limits.py",
     "main.py",
     "pyproject.toml",
+    "replicas.py",
     "tests/conftest.py",
     "tests/fixtures.py",
     "tests/report.py",
@@ -59,6 +60,7 @@ ALWAYS = {
     "tests/test_conformance.py",
     "tests/test_model.py",
     "tests/test_template.py",
+    "threads.py",
     "uploads.py",
     "worker.py",
 }

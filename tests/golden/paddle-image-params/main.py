@@ -3,13 +3,17 @@
 `POST /colors` answers requests; `GET /health` and `GET /ready` tell how the service is.
 """
 
+from threads import NUM_THREADS, THREADS_LIMIT, WORKERS  # first: it tells NumPy how many
+
+# isort: split
+
 import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import numpy as np
@@ -23,6 +27,7 @@ from device import get_device, import_paddle
 from gpu import router as gpu_router
 from inputs import CONTENT_TYPES, Input, decode
 from limits import RESPONSES, NotReady, direct, env_bool, env_int, guard
+from replicas import Replicas
 from uploads import Reader
 from worker import Bounds, Job, Worker, answer_each
 
@@ -138,6 +143,7 @@ def load() -> None:
     global model
     start = time.perf_counter()
     device = get_device()
+    logger.info("Threads: %d, limited by %s", NUM_THREADS, THREADS_LIMIT)
     logger.info("Loading %s on %s", MODEL_NAME, device)
     loaded = Model(device)
     if WARMUP:
@@ -235,13 +241,18 @@ def serve() -> None:
     """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
     # uvicorn raises the signal that stopped it once more, which would make another exit status.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host="0.0.0.0",  # noqa: S104 -- a container is reached from outside
         port=PORT,
         log_config=None,
         timeout_graceful_shutdown=INFER_TIMEOUT_SECONDS,
     )
+    with suppress(KeyboardInterrupt):
+        if WORKERS == 1:
+            uvicorn.Server(config).run()
+        else:
+            Replicas(config, WORKERS, worker.is_loaded).run()
     sys.exit(1 if worker.failed else 0)
 
 

@@ -61,6 +61,7 @@ REQUIREMENTS = {
     51: "A client that leaves is no error",
     52: "A file can be the whole body",
     53: "The spec's version is told",
+    58: "Threads follow the CPUs",
 }
 
 # Requirements that no live process shows, and what keeps them.

@@ -7,6 +7,7 @@ that needs no stand-in for the model, and no look into the log.
 import http.client
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -26,6 +27,15 @@ NO_FRAMEWORKS = """
 import sys
 sys.modules.update(dict.fromkeys(["torch", "onnxruntime", "paddle", "pynvml"]))
 """
+# A machine of one CPU, and nothing in the environment that says otherwise.
+ONE_CPU = """
+import os
+for name in ("NUM_THREADS", "OMP_NUM_THREADS", "WORKERS"):
+    os.environ.pop(name, None)
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+"""
+COUNT_THREADS = "import os; (folder / 'threads').write_text(os.environ['OMP_NUM_THREADS'])"
 # A driver with three GPUs of 70, 81 and 86 °C.
 HOT_GPUS = """
 import sys
@@ -119,9 +129,13 @@ def loading(launcher: Launcher, answer: str) -> Service:
 
 @pytest.fixture(scope="module")
 def bare(launcher: Launcher, answer: str) -> Service:
-    """Return a service on a machine with no framework installed and no GPU in sight."""
+    """Return a service on one CPU, with no framework installed and no GPU in sight."""
     running = launcher.start_stand_in(
-        answer, start=NO_FRAMEWORKS, DEVICE="", CUDA_VISIBLE_DEVICES=""
+        answer,
+        start=NO_FRAMEWORKS + ONE_CPU,
+        load=COUNT_THREADS,
+        DEVICE="",
+        CUDA_VISIBLE_DEVICES="",
     )
     running.wait_until("/ready", 200)
     return running
@@ -132,12 +146,14 @@ def tuned(launcher: Launcher, answer: str) -> Service:
     """Return a service with settings of its own, which has loaded and was sent no request."""
     running = launcher.start_stand_in(
         answer,
-        load="(folder / 'during').write_text(repr(main.model))",
+        load=f"(folder / 'during').write_text(repr(main.model)); {COUNT_THREADS}",
         predict="(folder / 'after').write_text(repr(main.model is self))",
+        start="import os; os.environ.pop('OMP_NUM_THREADS', None)",
         CORS_ORIGINS="https://a.example,https://b.example",
         DEVICE="",
         LOG_LEVEL="WARNING",
         MAX_UPLOAD_MB="2",
+        NUM_THREADS="3",
         WARMUP="0",
     )
     running.wait_for_load()
@@ -595,3 +611,14 @@ def test_ms_53_version(service: Service, url: str | None) -> None:
     version = re.search(r"ML Microservice Spec (\d+\.\d+\.\d+)", told)
     assert version
     assert url or version[1] == SPEC_VERSION
+
+
+def test_ms_58_threads(bare: Service, tuned: Service) -> None:
+    """Frameworks are told to start a thread for each CPU, or as many as NUM_THREADS says."""
+    tuned.wait_until("/ready", 200)
+    assert (tuned.folder / "threads").read_text() == "3"
+    one = re.search(r"Threads: (\d+), limited by ", bare.log)
+    assert one
+    assert (bare.folder / "threads").read_text() == one[1]
+    if hasattr(os, "sched_setaffinity"):
+        assert one[1] == "1"

@@ -1,0 +1,121 @@
+"""A model in a process of its own: what kills it harms nobody else."""
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from obedient import calls, make, post, queue_behind, running, wait_for
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the rendered service."""
+    return make(tmp_path_factory.mktemp("isolation") / "service", isolation="process")
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs; one that has ended and that nobody asked about does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_call_past_its_deadline_is_killed(project: Path, tmp_path: Path) -> None:
+    """It is 504, its process is gone, and those that waited are answered by the next."""
+    env = {"INFER_TIMEOUT_SECONDS": "12"}
+    with running(project, tmp_path / "log", **env) as service, ThreadPoolExecutor() as pool:
+        first = post(service).json()["pid"]
+        assert first != service.process.pid
+        (project / "hang").touch()
+        hung = pool.submit(post, service, 1, "import time; time.sleep(600)")
+        wait_for(lambda: [1] in calls(project), service)
+        wait_for(lambda: service.client.get("/ready").status_code == 503, service)
+        waiting = [pool.submit(post, service, number) for number in (2, 3)]
+        assert service.client.get("/health").status_code == 200
+        assert hung.result().status_code == 504
+        pids = {response.result().json()["pid"] for response in waiting}
+        assert len(pids) == 1
+        assert first not in pids
+        assert not is_alive(first)
+        assert service.client.get("/ready").status_code == 200
+        assert "past its deadline" in service.log
+
+
+@pytest.mark.parametrize(
+    ("orders", "status", "logged"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 500, "died of SIGSEGV"),
+        ("os._exit(3)", 500, "ended with 3"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 503, "killed, most likely for its memory"),
+    ],
+)
+def test_a_crash_is_survived(
+    project: Path, tmp_path: Path, orders: str, status: int, logged: str
+) -> None:
+    """The call that did it gets an error, those that waited get their answers."""
+    with running(project, tmp_path / "log") as service, ThreadPoolExecutor() as pool:
+        requests = [(1, orders), (2, ""), (3, "")]
+        sent = queue_behind(pool, service, project, requests)
+        (project / "hang").unlink()
+        responses = [response.result() for response in sent]
+        assert [response.status_code for response in responses] == [200, status, 200, 200]
+        assert ("Retry-After" in responses[1].headers) == (status == 503)
+        assert calls(project) == [[0], [1], [2], [3]]
+        assert logged in service.log
+        assert service.client.get("/ready").status_code == 200
+
+
+def test_a_crash_in_a_batch_harms_no_other(tmp_path: Path) -> None:
+    """The requests of the batch are tried again, each by itself."""
+    project = make(tmp_path / "service", isolation="process", batching=True)
+    with running(project, tmp_path / "log") as service, ThreadPoolExecutor() as pool:
+        requests = [(1, ""), (2, "os._exit(1)"), (3, "")]
+        sent = queue_behind(pool, service, project, requests)
+        (project / "hang").unlink()
+        assert [response.result().status_code for response in sent] == [200, 200, 500, 200]
+        assert calls(project) == [[0], [1, 2, 3], [1], [2], [3]]
+
+
+def test_an_error_keeps_its_traceback(project: Path, tmp_path: Path) -> None:
+    """A failure in the model is a 500 as in a thread, with the line that raised it in the log."""
+    orders = "class Odd(Exception):\n    def __init__(self, a, b): pass\nraise Odd(1, 2)"
+    with running(project, tmp_path / "log") as service:
+        for failure in ("raise KeyError('missing')", orders):
+            response = post(service, orders=failure)
+            assert response.status_code == 500
+            assert response.json()["error_id"] in service.log
+        assert "KeyError: 'missing'" in service.log
+        assert "in predict" in service.log
+        assert post(service).status_code == 200
+
+
+def test_a_model_that_cannot_be_loaded_again(project: Path, tmp_path: Path) -> None:
+    """Where the model dies and does not load any more, the service ends, and says why."""
+    with running(project, tmp_path / "log") as service:
+        (project / "unloadable").touch()
+        assert post(service, orders="os._exit(1)").status_code == 500
+        assert service.process.wait(60) == 1
+        assert "no such weights" in service.log
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_it_ends_with_the_service(
+    project: Path, tmp_path: Path, number: signal.Signals, *, hangs: bool
+) -> None:
+    """The model's process does not outlive the service, in the middle of a call neither."""
+    env = {"INFER_TIMEOUT_SECONDS": "2"}
+    with running(project, tmp_path / "log", **env) as service, ThreadPoolExecutor() as pool:
+        pid = post(service).json()["pid"]
+        if hangs:
+            pool.submit(post, service, 1, "import time; time.sleep(600)")
+            wait_for(lambda: [1] in calls(project), service)
+        os.kill(service.process.pid, number)
+        status = service.process.wait(60)
+        assert status == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+        wait_for(lambda: not is_alive(pid), service)

@@ -1,0 +1,175 @@
+"""WORKERS: several processes on one port."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from environments import environment
+from live import START_SECONDS, Live, live
+from rendering import render
+
+# /health tells which process answers, and a load takes a while.
+EDITS = [
+    ('{"status": "ok"}', '{"status": str(os.getpid())}'),
+    ("    loaded = Model(device)\n", "    time.sleep(1)\n    loaded = Model(device)\n"),
+]
+
+
+@pytest.fixture(scope="module")
+def python() -> str:
+    """Return the interpreter of the lightest service."""
+    return str(environment("custom") / "bin" / "python")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Render the lightest service, with these edits."""
+    project = render(tmp_path_factory.mktemp("project"), {"model_type": "custom"})
+    text = (project / "main.py").read_text(encoding="utf-8")
+    for old, new in EDITS:
+        assert old in text
+        text = text.replace(old, new)
+    (project / "main.py").write_text(text, encoding="utf-8")
+    return project
+
+
+@pytest.fixture
+def replicas(tmp_path: Path, project: Path, python: str) -> Iterator[Live]:
+    """Start two processes, and wait until both answer."""
+    with live(project, python, tmp_path / "log", WORKERS="2") as service:
+        service.ready()
+        wait(lambda: len(answering(service)) == 2)
+        yield service
+        for process in children(service):  # where a test has failed
+            os.kill(process, signal.SIGKILL)
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    """Wait until something has come true."""
+    deadline = time.monotonic() + START_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def children(service: Live) -> set[int]:
+    """Return the processes that the service has started."""
+    process = service.process.pid
+    with suppress(FileNotFoundError):
+        return {*map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())}
+    return set()
+
+
+def exists(process: int) -> bool:
+    """Tell whether a process runs; one that nobody has asked for its status does not."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def ask(service: Live, path: str) -> httpx.Response:
+    """Ask by a connection of its own, which may lead to any of the processes."""
+    return httpx.get(service.url + path, timeout=30)
+
+
+def answering(service: Live) -> set[int]:
+    """Return the processes that answer 64 connections."""
+    return {int(ask(service, "/health").json()["status"]) for _ in range(64)}
+
+
+def is_port_free(service: Live) -> bool:
+    """Tell whether somebody else could listen there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):
+            probe.bind(("127.0.0.1", int(service.url.rpartition(":")[2])))
+            return True
+    return False
+
+
+def test_processes_share_the_port(replicas: Live) -> None:
+    """Both answer; SIGTERM ends them all with 0, and leaves the port free."""
+    processes = children(replicas)
+    assert len(processes) == 2
+    assert answering(replicas) == processes
+    replicas.process.send_signal(signal.SIGTERM)
+    assert replicas.process.wait(START_SECONDS) == 0
+    assert not any(map(exists, processes))
+    assert is_port_free(replicas)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+def test_dead_process_is_replaced(replicas: Live, number: int) -> None:
+    """Another takes its place, and is sent no request before its model is loaded."""
+    dead, alive = sorted(children(replicas))
+    os.kill(dead, number)
+    wait(lambda: not exists(dead))
+    statuses = []
+    while replicas.log.count("Model loaded") < 3:
+        statuses.append(ask(replicas, "/ready").status_code)
+        assert len(statuses) < 10_000
+    assert set(statuses) == {200}
+    processes = children(replicas)
+    assert alive in processes
+    assert dead not in processes
+    wait(lambda: answering(replicas) == processes)
+    assert f"Process {dead} ended with" in replicas.log
+    replicas.process.send_signal(signal.SIGTERM)
+    assert replicas.process.wait(START_SECONDS) == 0
+
+
+def test_all_die(replicas: Live) -> None:
+    """One that loads answers /health where no other is left."""
+    before = children(replicas)
+    for process in before:
+        os.kill(process, signal.SIGKILL)
+    wait(lambda: replicas.log.count("Application startup complete") == 3)
+    assert ask(replicas, "/health").status_code == 200
+    replicas.ready()
+    wait(lambda: len(children(replicas) - before) == 2)
+
+
+def test_orphans_end(replicas: Live) -> None:
+    """The processes end when the one that watches over them was killed."""
+    processes = children(replicas)
+    replicas.process.kill()
+    wait(lambda: not any(map(exists, processes)))
+    assert is_port_free(replicas)
+
+
+def test_failed_load_ends_all(tmp_path: Path, project: Path, python: str) -> None:
+    """A model that cannot be loaded is one line, and ends everything with 1."""
+    env = {"WORKERS": "3", "DEVICE": "cuda:0"}
+    with live(project, python, tmp_path / "log", **env) as service:
+        assert service.process.wait(START_SECONDS) == 1
+        assert service.log.count("CRITICAL") == 1
+        assert is_port_free(service)
+
+
+def test_signal_while_loading(tmp_path: Path, project: Path, python: str) -> None:
+    """SIGTERM ends processes that load as well."""
+    with live(project, python, tmp_path / "log", WORKERS="2") as service:
+        service.ready()
+        wait(lambda: len(children(service)) == 2)
+        processes = children(service)
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(START_SECONDS) == 0
+        assert service.log.count("Model loaded") == 1
+        assert not any(map(exists, processes))
+
+
+def test_port_is_taken(tmp_path: Path, project: Path, python: str) -> None:
+    """A port that somebody listens on is not shared with them."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with live(project, python, tmp_path / "log", WORKERS="2", PORT=port) as service:
+            assert service.process.wait(START_SECONDS) == 1
+            [line] = service.log.splitlines()
+            assert line == f"PORT={port} cannot be used: Address already in use"
