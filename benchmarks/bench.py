@@ -5,6 +5,7 @@ A whole run writes docs/benchmarks.md; a part of it only prints its figures.
 
 import argparse
 import json
+import re
 import signal
 from contextlib import ExitStack
 
@@ -53,7 +54,10 @@ def take(
     server.signal(signal.SIGCONT)
     try:
         load(server, subject.request, max(benchmark.connections), 1)
-        return [load(server, subject.request, number, seconds) for number in benchmark.connections]
+        return [
+            load(server, subject.request, number, seconds * benchmark.stretch)
+            for number in benchmark.connections
+        ]
     finally:
         server.signal(signal.SIGSTOP)
 
@@ -62,7 +66,7 @@ def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="b1, b2, b3, b4; several with commas")
-    parser.add_argument("--subjects", default="", help="how the names of those to run begin")
+    parser.add_argument("--subjects", default="", help="a pattern of the names of those to run")
     parser.add_argument("--seconds", type=int, default=3, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
@@ -76,7 +80,7 @@ def main() -> None:
             subjects = [
                 subject
                 for subject in every[name].subjects()
-                if subject.name.startswith(tuple(arguments.subjects.split(",")))
+                if re.search(arguments.subjects, subject.name)
             ]
             samples = measure(every[name], subjects, arguments.seconds, arguments.repeats)
         else:

@@ -219,7 +219,8 @@ def introduction(about: Mapping[str, Any], results: Mapping[str, list[Sample]]) 
         processes, another one the load generator, wrk.""",
         f"""**Versions**: Python {about["python"]}; {versions}.""",
         f"""**Method**: the servers of a benchmark take turns; while one is measured, the others are
-        stopped. A turn is a second of warm-up and {seconds} s for each number of connections.
+        stopped. A turn is a second of warm-up and {seconds} s for each number of connections,
+        in B3 twice that.
         Figures are medians of {repeats} turns. Before each measurement the answer is compared with
         the one that it must be, and an error during it fails the run. The loops that have no
         service around them got {core_share(results):.0%} of their core; the rest went to something
