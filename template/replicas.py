@@ -1,4 +1,4 @@
-"""Runs the service in several processes on one port, each with a model of its own.
+"""Runs the server in this process, or in several on one port, each with a model of its own.
 
 The kernel spreads the connections over the processes that listen. While the model of one is loaded,
 no other listens before its own is: it would be sent requests and refuse them.
@@ -11,26 +11,28 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
-import uvicorn
+from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn import Config
+
+from server import DrainingServer, configure
+from threads import WORKERS
+from worker import Worker
 
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
 
-class Replica(uvicorn.Server):
+class Replica(DrainingServer):
     """The server of one process."""
 
-    def __init__(
-        self, config: uvicorn.Config, is_loaded: Callable[[], bool], loaded: mmap.mmap, place: int
-    ) -> None:
+    def __init__(self, config: Config, worker: Worker, loaded: mmap.mmap, place: int) -> None:
         """Take the place of this process among the bytes that say whose model is loaded."""
-        super().__init__(config)
-        self.is_loaded = is_loaded
+        super().__init__(config, worker)
         self.loaded = loaded
         self.place = place
         self.parent = os.getppid()
@@ -48,7 +50,7 @@ class Replica(uvicorn.Server):
 
         async def hold(message: Message) -> None:
             # Another process may be the one that changes this, so there is no event to wait for.
-            while any(self.loaded[:]) and not (self.is_loaded() or self.should_exit):  # noqa: ASYNC110
+            while any(self.loaded[:]) and not (self.worker.is_loaded() or self.should_exit):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             await send(message)
 
@@ -56,7 +58,7 @@ class Replica(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: note a loaded model; end when nobody watches over this any more."""
-        self.loaded[self.place] = self.is_loaded()
+        self.loaded[self.place] = self.worker.is_loaded()
         self.should_exit |= os.getppid() != self.parent
         return await super().on_tick(counter)
 
@@ -64,10 +66,10 @@ class Replica(uvicorn.Server):
 class Replicas:
     """Starts the processes, starts another for one that dies, and ends them together."""
 
-    def __init__(self, config: uvicorn.Config, count: int, is_loaded: Callable[[], bool]) -> None:
-        """Say what each of so many processes serves, and how it knows that its model is loaded."""
+    def __init__(self, config: Config, worker: Worker, count: int) -> None:
+        """Take what each of so many processes serves."""
         self.config = config
-        self.is_loaded = is_loaded
+        self.worker = worker
         self.loaded = mmap.mmap(-1, count)  # a byte for each process, in memory that all share
         self.places: dict[int, int] = {}  # which byte is whose, by process id
         self.stopping = False
@@ -90,7 +92,7 @@ class Replicas:
             for place in self._vacant():
                 process = os.fork()
                 if process == 0:
-                    server = Replica(self.config, self.is_loaded, self.loaded, place)
+                    server = Replica(self.config, self.worker, self.loaded, place)
                     server.run([self._bind(shared=True)])
                     return
                 self.places[process] = place
@@ -141,3 +143,14 @@ class Replicas:
         self.stopping = True
         for process in self.places:
             os.kill(process, signal.SIGTERM)
+
+
+def run(app: FastAPI, worker: Worker, *, port: int, timeout: int) -> int:
+    """Serve until SIGTERM, and return the exit status: 1 where the model cannot go on, else 0."""
+    config = configure(app, port=port, timeout=timeout)
+    with suppress(KeyboardInterrupt):
+        if WORKERS == 1:
+            DrainingServer(config, worker).run()
+        else:
+            Replicas(config, worker, WORKERS).run()
+    return 1 if worker.failed else 0

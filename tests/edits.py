@@ -295,6 +295,6 @@ def move_to_main(project: Path) -> None:
     change(main, "from inputs import ", "from inputs import Input, ")
     change(
         main,
-        "import uvicorn\n",
-        "import numpy as np\nimport uvicorn\nfrom pydantic import BaseModel, Field\n",
+        "from fastapi import ",
+        "import numpy as np\nfrom pydantic import BaseModel, Field\nfrom fastapi import ",
     )

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fcntl import LOCK_EX, flock
 from functools import cache
@@ -51,17 +51,18 @@ def find_python(version: str) -> str | None:
     return None
 
 
-def environment(stack: str) -> Path:
+def environment(stack: str, *extras: str) -> Path:
     """Return a virtual environment with all that the stack's variants declare for the CPU.
 
     It is made once for each set of requirements, and found again in the checkout's cache.
     """
-    with locked(f"environment-{stack}"):
+    name = "-".join([stack, *extras])
+    with locked(f"environment-{name}"):
         with TemporaryDirectory() as folder:
-            requirements = sorted(_requirements(stack, Path(folder)))
+            requirements = sorted(_requirements(stack, extras, Path(folder)))
         python = find_python(PYTHONS.get(stack, "3.11")) or sys.executable
         key = hashlib.sha256("\n".join([python, *requirements]).encode()).hexdigest()[:12]
-        path = CACHE / "environments" / f"{stack}-{key}"
+        path = CACHE / "environments" / f"{name}-{key}"
         if not (path / "complete").exists():
             make(path, python, requirements)
             (path / "complete").touch()
@@ -82,7 +83,7 @@ def python_of(variant: Variant) -> str:
     return str(environment(variant.stack) / "bin" / "python")
 
 
-def _requirements(stack: str, folder: Path) -> Iterator[str]:
+def _requirements(stack: str, extras: Iterable[str], folder: Path) -> Iterator[str]:
     """Collect what each of the stack's variants for the CPU depends on, development included."""
     seen: set[str] = set()
     for variant in variants():
@@ -91,6 +92,8 @@ def _requirements(stack: str, folder: Path) -> Iterator[str]:
         project = render(folder / variant.name, variant.answers)
         document = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
         declared = [*document["project"]["dependencies"], *document["dependency-groups"]["dev"]]
+        optional = document["project"].get("optional-dependencies", {})
+        declared += [text for extra in extras for text in optional.get(extra, [])]
         # Needed by variants for other accelerators alone, whose code runs here all the same.
         declared.append("nvidia-ml-py>=12.560")
         for requirement in declared:

@@ -44,15 +44,15 @@ class Live:
 def live(
     folder: Path, python: str, log: Path, *, script: str = "main.py", **env: str
 ) -> Iterator[Live]:
-    """Start a service on a free port, logging into this file, and leave nothing of it running."""
+    """Start a service on PORT, or a free port, logging into this file, and leave none running."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+        port = env.setdefault("PORT", str(probe.getsockname()[1]))
     with log.open("wb") as output:
         process = subprocess.Popen(
             [python, script],
             cwd=folder,
-            env=os.environ | {"PORT": port} | env,
+            env=os.environ | env,
             stdout=output,
             stderr=subprocess.STDOUT,
         )

@@ -36,6 +36,7 @@ def mutant(number: int, name: str, *edits: tuple[str, str, str], **answers: Any)
 
 MAIN, DEVICE, LIMITS, WORKER = "main.py", "device.py", "limits.py", "worker.py"
 UPLOADS, INPUTS, GPU, THREADS = "uploads.py", "inputs.py", "gpu.py", "threads.py"
+SERVER, METRICS, OBSERVABILITY = "server.py", "metrics.py", "observability.py"
 
 MUTANTS = [
     Mutant(1, "no-rules", removed="CLAUDE.md"),
@@ -89,7 +90,7 @@ MUTANTS = [
     mutant(16, "fixed-limit", (MAIN, 'env_int("MAX_UPLOAD_MB", 20, minimum=1)', "1")),
     mutant(17, "fixed-timeout", (MAIN, 'env_int("INFER_TIMEOUT_SECONDS", 60, minimum=1)', "1")),
     mutant(18, "fixed-level", (MAIN, "level=LOG_LEVEL", 'level="INFO"')),
-    mutant(18, "server-logs-by-itself", (MAIN, "log_config=None", 'log_level="info"')),
+    mutant(18, "server-logs-by-itself", (SERVER, "log_config=None", 'log_level="info"')),
     mutant(19, "no-cors", (MAIN, "app.add_middleware(\n    CORS", "print(\n    CORS")),
     mutant(19, "some-headers", (MAIN, 'allow_headers=["*"]', 'allow_headers=["X-Some"]')),
     mutant(
@@ -117,9 +118,7 @@ MUTANTS = [
             '"The model failed to load", exc_info=True)',
         ),
     ),
-    mutant(
-        21, "failed-load-is-success", (MAIN, "sys.exit(1 if worker.failed else 0)", "sys.exit(0)")
-    ),
+    mutant(21, "failed-load-is-success", (SERVER, "return 1 if worker.failed else 0", "return 0")),
     mutant(
         21,
         "failed-load-without-reason",
@@ -272,7 +271,9 @@ MUTANTS = [
     mutant(49, "hangs-on", (WORKER, "if hung and not self.failed:", "if False:")),
     mutant(49, "ends-as-if-all-were-well", (WORKER, "        self.failed = True\n", "")),
     mutant(
-        50, "ended-by-the-signal", (MAIN, "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n", "")
+        50,
+        "ended-by-the-signal",
+        (SERVER, "        self.should_exit = True\n", "        super().handle_exit(sig, frame)\n"),
     ),
     mutant(51, "a-traceback", (LIMITS, "except ClientDisconnect:", "except ZeroDivisionError:")),
     mutant(
@@ -286,8 +287,36 @@ MUTANTS = [
     ),
     mutant(53, "no-version", (MAIN, "ML Microservice Spec ", "ML Microservice Spec, version ")),
     mutant(53, "old-version", (MAIN, "ML Microservice Spec 1.", "ML Microservice Spec 0.")),
-    mutant(58, "as-many-as-the-host-has", (THREADS, "len(os.sched_getaffinity(0))", "64")),
-    mutant(58, "frameworks-not-told", (THREADS, "os.environ.setdefault(", "print(")),
-    mutant(58, "setting-not-read", (THREADS, '("NUM_THREADS", "OMP_NUM_THREADS")', "()")),
-    mutant(58, "not-logged", (MAIN, 'logger.info("Threads:', 'logger.debug("Threads:')),
+    mutant(54, "run-for-nobody", (WORKER, "if await call.gone() and", "if False and")),
+    mutant(55, "nobody-told", (SERVER, "        self.worker.drain()\n", "")),
+    mutant(55, "closed-at-once", (SERVER, "if DRAIN_SECONDS and", "if False and")),
+    mutant(55, "requests-refused", (MAIN, "    worker.admit()\n", "    worker.check()\n")),
+    mutant(
+        55, "signals-ignored", (SERVER, "        if self.should_exit:\n", "        if False:\n")
+    ),
+    mutant(
+        56, "silence-endured", (SERVER, "self.since > REQUEST_TIMEOUT_SECONDS", "self.since > 3600")
+    ),
+    mutant(56, "half-a-body-endured", (LIMITS, "time.monotonic() > deadline", "False")),
+    mutant(57, "as-many-as-the-host-has", (THREADS, "len(os.sched_getaffinity(0))", "64")),
+    mutant(57, "frameworks-not-told", (THREADS, "os.environ.setdefault(", "print(")),
+    mutant(57, "setting-not-read", (THREADS, '("NUM_THREADS", "OMP_NUM_THREADS")', "()")),
+    mutant(57, "not-logged", (MAIN, 'logger.info("Threads:', 'logger.debug("Threads:')),
+    mutant(58, "any-path-is-a-label", (METRICS, "else OTHER", "else path")),
+    mutant(58, "worker-not-observed", (METRICS, '"model_queue_depth"', '"model_queue"')),
+    mutant(58, "requests-not-counted", (OBSERVABILITY, "self.metrics.requested", "print")),
+    mutant(59, "not-returned", (OBSERVABILITY, '(b"x-request-id", own', '(b"x-id", own')),
+    mutant(59, "any-id-is-taken", (OBSERVABILITY, 'rb"[!-~]{1,128}"', 'rb".*"')),
+    mutant(
+        59, "not-for-the-model", (WORKER, "request_id.set(job.request_id)", 'request_id.set("")')
+    ),
+    mutant(60, "not-json", (OBSERVABILITY, '"json": JsonFormatter', '"json": TextFormatter')),
+    mutant(60, "traceback-left-out", (OBSERVABILITY, "if record.exc_info:", "if False:")),
+    mutant(60, "queries-are-logged", (OBSERVABILITY, "uvicorn.access", "uvicorn.other")),
+    mutant(
+        60,
+        "any-format",
+        (OBSERVABILITY, "formatters[LOG_FORMAT]", "TextFormatter"),
+        (OBSERVABILITY, "if LOG_FORMAT not in", "if not"),
+    ),
 ]

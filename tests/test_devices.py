@@ -343,7 +343,7 @@ def test_gpu_page(tmp_path: Path) -> None:
         state.write_text(json.dumps(gpus), encoding="utf-8")
         response = client.get("/gpu")
         assert response.status_code == 200
-        return response.json(), re.findall(r"(\w+) gpu: (.*)", running.log[before:])
+        return response.json(), re.findall(r"(\w+) gpu .*?: (.*)", running.log[before:])
 
     with service(project, env) as running:
         client = running.ready()

@@ -94,7 +94,7 @@ def test_spec_names_every_conformance_test(rendered_tests: str) -> None:
     text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
     sections = re.split(r"^### MS-(\d+) .+$", text, flags=re.MULTILINE)
     requirements = dict(zip(map(int, sections[1::2]), sections[2::2], strict=True))
-    assert list(requirements) == list(range(1, len(requirements) + 1))
+    assert list(requirements) == sorted(requirements)
     for body in requirements.values():
         assert re.findall(r"^\* (\w+):", body, re.MULTILINE) == ["Demand", "Why", "Checked", "Ours"]
     tests = re.findall(r"^def (test_ms_(\d+)_\w+)", rendered_tests, re.MULTILINE)

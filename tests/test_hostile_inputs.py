@@ -10,6 +10,7 @@ import subprocess
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,6 +23,7 @@ import pytest
 from PIL import Image
 
 from environments import environment, run
+from hostile import MAKE_MEDIA, Hostile, corpus, pictures
 from live import live
 from rendering import render
 from variants import choices, table
@@ -618,4 +620,62 @@ def test_memory_after_200_bombs(service: Service, clips: Path) -> None:
         bomb = bombs[number % len(bombs)]
         sent = service.send(bomb, "application/json") if service.media == "json" else None
         assert (sent or service.upload(bomb)).status_code in REFUSALS
+    assert service.megabytes("VmRSS") - before < TOLERATED_MB
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a recording or a clip of each container."""
+    folder = tmp_path_factory.mktemp("media")
+    run([python(), "-c", MAKE_MEDIA, str(folder)])
+    return folder
+
+
+def bases(service: Service, media: Path) -> dict[str, bytes]:
+    """Return the sound files that damaged ones are made of, by name."""
+    if service.media == "image":
+        return pictures()
+    files = media.glob("sound.*" if service.media == "audio" else "clip.*")
+    return {path.name: path.read_bytes() for path in files}
+
+
+@every(KINDS)
+def test_corpus(service: Service, media: Path) -> None:
+    """More than 500 broken files and bombs are refused or answered, and leave no memory behind.
+
+    They come over four connections; /health answers all the time.
+    """
+    valid = b'{"values": [1, 2, 3, 4]}' if service.media == "json" else service.example
+    sound = bases(service, media)
+    files = corpus(service.media, service.form_field, service.params, sound, valid)
+    assert len(files) > 500
+    assert len({file.content for file in files}) > 500
+    # Whether what is broken is refused would show nothing if what is sound were refused too.
+    for content in sound.values() if service.media != "json" else ():
+        assert service.upload(content).status_code == 200
+    before = service.megabytes("VmRSS")
+
+    def send(share: list[Hostile]) -> list[str]:
+        unexpected = []
+        with httpx.Client(base_url=service.client.base_url, timeout=60) as client:
+            for number, file in enumerate(share):
+                response = client.post(
+                    service.route,
+                    content=file.content,
+                    params=service.params,
+                    headers={"Content-Type": file.content_type},
+                )
+                answered = response.status_code == 200 or "detail" in response.json()
+                if response.status_code not in REFUSALS | {200} or not answered:
+                    unexpected.append(f"{file.name}: {response.status_code} {response.text[:200]}")
+                if number % 20 == 0 and client.get("/health").elapsed.total_seconds() > 5:
+                    unexpected.append(f"/health was slow after {file.name}")
+        return unexpected
+
+    with ThreadPoolExecutor(4) as pool:
+        unexpected = [
+            text for texts in pool.map(send, [files[n::4] for n in range(4)]) for text in texts
+        ]
+    assert not unexpected
+    service.post_example()
     assert service.megabytes("VmRSS") - before < TOLERATED_MB

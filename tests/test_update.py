@@ -242,6 +242,7 @@ def test_other_accelerator(repository: Path, tmp_path: Path, to: str) -> None:
         ({"input_kind": "image"}, {"input_kind": "audio", "endpoint": "hear"}, {}),
         ({"model_module": "main"}, {"model_module": "inference"}, {}),
         ({"gpu_monitoring": True}, {"gpu_monitoring": False}, {}),
+        ({"observability": True}, {"observability": False}, {}),
         ({"project_name": "a"}, {"project_name": "b", "python_version": "3.13"}, {}),
     ],
     ids=lambda answers: "-".join(map(str, answers.values())),
@@ -387,9 +388,9 @@ def test_questions_come_and_go(repository: Path, tmp_path: Path) -> None:
         before, _, rest = text.partition("startup_minutes:\n  type: int\n")
         after = rest.partition("\n\n# ----")[2]
         text = f"{before}team:\n  type: str\n  default: nobody\n\n# ----{after}"
-        names = "gpu_monitoring, startup_minutes]"
+        names = "startup_minutes]"
         assert names in text
-        text = text.replace(names, "gpu_monitoring, startup_minutes, team]")
+        text = text.replace(names, "startup_minutes, team]")
         (template / "copier.yml").write_text(text, encoding="utf-8")
         for folder in ("template", "parts"):
             for file in filter(Path.is_file, (template / folder).rglob("*")):

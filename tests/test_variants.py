@@ -51,6 +51,7 @@ ALWAYS = {
     "main.py",
     "pyproject.toml",
     "replicas.py",
+    "server.py",
     "tests/conftest.py",
     "tests/fixtures.py",
     "tests/report.py",
@@ -69,9 +70,11 @@ MODULES = {
     "huggingface-hub": "huggingface_hub",
     "nvidia-ml-py": "pynvml",
     "onnxruntime-gpu": "onnxruntime",
+    "opentelemetry-api": "opentelemetry",
     "paddlepaddle": "paddle",
     "paddlepaddle-gpu": "paddle",
     "pillow": "PIL",
+    "prometheus-client": "prometheus_client",
     "pywhispercpp": "pywhispercpp|_pywhispercpp",
     "silero-vad": "silero_vad",
 }
@@ -132,6 +135,8 @@ def expected_files(variant: Variant) -> set[str]:
         files.add("batching.py")
     if others["isolation"] == "process":
         files.add("isolation.py")
+    if others["observability"]:
+        files |= {"metrics.py", "observability.py"}
     return files
 
 
@@ -240,6 +245,9 @@ def test_deployment(variant: Variant, project: Path) -> None:
     for name in ("readinessProbe", "startupProbe"):
         assert probes[name]["httpGet"] == {"path": "/ready", "port": "http"}
     assert probes["startupProbe"]["failureThreshold"] == 6 * others["startup_minutes"]
+    env = {variable["name"]: int(variable["value"]) for variable in container["env"]}
+    longest = env["DRAIN_SECONDS"] + 30 + 60  # for the last request to come, and to be answered
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > longest
     gpus = container["resources"]["limits"].get("nvidia.com/gpu")
     assert gpus == (1 if variant.accelerator == "cuda" else None)
 
@@ -279,6 +287,8 @@ def unseen(variant: Variant) -> set[str]:
     numbers = {2, 5, *range(38, 47)}
     if not dict(variant.others).get("gpu_monitoring"):
         numbers |= {36, 37}
+    if not dict(variant.others)["observability"]:
+        numbers |= {60, 61, 62}
     if variant.input_kind == "json":
         numbers.add(52)
     return {f"MS-{number}" for number in numbers}

@@ -17,6 +17,7 @@ CYCLED: dict[str, list[Any]] = {
     "model_module": ["main", "inference"],
     "system_packages": ["", "libgl1 ffmpeg"],
     "gpu_monitoring": [True, False],
+    "observability": [True, False],
     "startup_minutes": [10, 45],
     "batching": [False, True],
     "isolation": ["thread", "process"],

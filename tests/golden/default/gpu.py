@@ -33,6 +33,14 @@ class Gpus(BaseModel):
 @router.get("/gpu")
 def gpus() -> Gpus:
     """Report each GPU, and log the ones that run hot."""
+    found = read_gpus()
+    for gpu in found.gpus:
+        _warn_of_heat(gpu)
+    return found
+
+
+def read_gpus() -> Gpus:
+    """Ask the driver about each GPU."""
     try:
         import pynvml
     except ImportError:  # the service works without it
@@ -42,14 +50,11 @@ def gpus() -> Gpus:
     except pynvml.NVMLError as error:
         return Gpus(gpus=[], reason=f"NVIDIA's driver does not answer: {error}")
     try:
-        found = [_read(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return Gpus(gpus=[_read(index) for index in range(pynvml.nvmlDeviceGetCount())])
     except pynvml.NVMLError as error:
         return Gpus(gpus=[], reason=f"NVIDIA's driver does not answer: {error}")
     finally:
         pynvml.nvmlShutdown()
-    for gpu in found:
-        _warn_of_heat(gpu)
-    return Gpus(gpus=found)
 
 
 def _read(index: int) -> Gpu:

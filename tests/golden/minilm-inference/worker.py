@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -39,6 +40,9 @@ LOOK_SECONDS = 0.25  # how often to ask whether the clients of waiting requests 
 
 T = TypeVar("T")
 
+# Of the request that is worked for here; stands in its log lines, where the service gives ids.
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+
 
 @dataclass(frozen=True, slots=True)
 class Job(Generic[T]):
@@ -46,6 +50,7 @@ class Job(Generic[T]):
 
     decode: Callable[[], list[Any]]
     encode: Callable[[list[Any]], T]
+    request_id: str = field(default_factory=request_id.get)
 
 
 Predict = Callable[[list[Any]], list[Any]]
@@ -56,8 +61,9 @@ class ModelDied(Exception):
     """The process that the model ran in has ended; it has to be loaded again."""
 
 
-def attempt(function: Callable[[], T]) -> T | Exception:
-    """Return what the function returns, or the error that it raised."""
+def attempt(function: Callable[[], T], job: Job[Any] | None = None) -> T | Exception:
+    """Return what the function returns, for this request, or the error that it raised."""
+    request_id.set(job.request_id if job else "")
     try:
         return function()
     except StopIteration as error:  # which no future takes
@@ -88,7 +94,23 @@ def answer_each(predict: Predict, jobs: Sequence[Job[Any]]) -> list[Any]:
     def answer(job: Job[Any]) -> Any:
         return job.encode(predicted(predict, job.decode()))
 
-    return [attempt(partial(answer, job)) for job in jobs]
+    return [attempt(partial(answer, job), job) for job in jobs]
+
+
+class Observer:
+    """Is told what the worker does, on the event loop or the model's thread; ignores it."""
+
+    def loaded(self, seconds: float) -> None:
+        """Hear that the model can answer, so long after its load began."""
+
+    def batch(self, size: int, seconds: float) -> None:
+        """Hear that one call of the model has ended, for so many requests."""
+
+    def timed_out(self) -> None:
+        """Hear that a request got no answer within the deadline."""
+
+    def restarted(self) -> None:
+        """Hear that the model's process was lost, and the model is loaded again."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +159,7 @@ class Worker:
         self.bounds = bounds
         self.kill = kill
         self.failed = False
+        self.observer = Observer()
         self._has_loaded = self._is_loaded = False
         self._changed = threading.Condition()
         self._waiting: deque[Call] = deque()
@@ -144,9 +167,19 @@ class Worker:
         self._answered: deque[tuple[Call, Any]] = deque()
         self._collected = 0.0
         self._pending: deque[Call] = deque()  # in the order of their deadlines
-        self._ticking = self._stopping = False
+        self._ticking = self._stopping = self._draining = False
         self._looked = 0.0
         self._look: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for the model."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """How many requests the model works on."""
+        return len(self._running)
 
     def start(self) -> None:
         """Load in the background, then take requests. A load that fails ends the process."""
@@ -165,8 +198,14 @@ class Worker:
         """Tell whether the model is loaded."""
         return self._is_loaded
 
+    def drain(self) -> None:
+        """Say that no more requests should come; those that come are still answered."""
+        self._draining = True
+
     def check(self) -> None:
-        """Raise NotReady or Busy where a new request would not be served at once."""
+        """Raise NotReady or Busy where a new request should not come, or would have to wait."""
+        if self._draining:
+            raise NotReady("Shutting down.")
         if not self._is_loaded:
             raise NotReady
         running = self._running
@@ -205,6 +244,7 @@ class Worker:
 
     def _tick(self) -> None:
         """Look after the calls on the event loop, as long as there are any."""
+        request_id.set("")  # it runs in the context of the request that started it
         self._collect()
         now = time.monotonic()
         while self._pending and self._pending[0].is_over(now):
@@ -221,6 +261,7 @@ class Worker:
         if not call.future.done():
             self._withdraw(call)
             call.future.set_exception(DeadlineExceeded())
+            self.observer.timed_out()
 
     async def _drop_gone(self) -> None:
         """Drop the calls whose clients have left, so that work nobody wants is never done."""
@@ -280,7 +321,10 @@ class Worker:
         try:
             answers = self.answer([call.job for call in calls])
         except ModelDied as error:
+            if self._stopping:
+                return False
             logger.warning("%s. Loading the model again", error)
+            self.observer.restarted()
             if len(calls) == 1:
                 self._hand_over(calls, [error.__cause__ or error])
                 return self._load()
@@ -288,13 +332,19 @@ class Worker:
             return self._load() and all(self._answer([call]) for call in calls)
         except Exception as error:  # noqa: BLE001 -- batch_key's, say; handed to the requests
             answers = [error] * len(calls)
+        self.observer.batch(len(calls), time.monotonic() - calls[0].started)
         self._hand_over(calls, answers)
         return True
 
     def _load(self) -> bool:
         self._is_loaded = False
+        start = time.monotonic()
         try:
             self.load()
+        except ModelDied as error:
+            if not self._stopping:
+                logger.critical("The model failed to load: %s", error)
+                self._end_process()
         except CannotLoad as error:
             logger.critical("The model cannot be loaded: %s", error)
             self._end_process()
@@ -303,6 +353,7 @@ class Worker:
             self._end_process()
         else:
             self._has_loaded = self._is_loaded = True
+            self.observer.loaded(time.monotonic() - start)
         return self._is_loaded
 
     def _next(self) -> list[Call]:
@@ -340,6 +391,7 @@ class Worker:
         while self._answered:
             call, answer = self._answered.popleft()
             if call.future.done():
+                request_id.set(call.job.request_id)
                 seconds = time.monotonic() - call.queued
                 outcome = f"failed: {answer!r}" if isinstance(answer, Exception) else "ended"
                 logger.warning("A call %s %.1f s after it came; nobody waits", outcome, seconds)

@@ -12,6 +12,7 @@ from uploads import ParamsT, Upload
 MAX_FRAMES = env_int("MAX_FRAMES", 1_000, minimum=1)
 MAX_PIXELS = env_int("MAX_PIXELS", 100_000_000, minimum=1)  # of all frames together
 TOO_LONG = f"More than the {MAX_FRAMES} frames or {MAX_PIXELS} pixels that are taken."
+UNREADABLE = "No readable MP4, QuickTime, WebM, AVI, MPEG-TS or Ogg clip."
 
 # Containers that reach for other files or addresses (playlists, say) are not among these.
 OPTIONS = {"format_whitelist": "mov,matroska,avi,mpegts,ogg", "max_pixels": str(MAX_PIXELS)}
@@ -54,7 +55,9 @@ def decode_video(file: bytes) -> tuple[np.ndarray, float]:
                     raise BadInput(TOO_LONG)
                 frames.append(frame.to_ndarray(format="rgb24"))
         return np.stack(frames), fps
+    except av.FFmpegError as error:  # a MemoryError too: what is broken may declare any size
+        raise BadInput(UNREADABLE) from error
     except (BadInput, MemoryError):
         raise
     except Exception as error:  # whatever a broken file makes the decoder raise
-        raise BadInput("No readable MP4, QuickTime, WebM, AVI, MPEG-TS or Ogg clip.") from error
+        raise BadInput(UNREADABLE) from error

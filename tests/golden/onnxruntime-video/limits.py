@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, cast
@@ -43,15 +44,21 @@ def env_bool(name: str, *, default: bool) -> bool:
     sys.exit(f"{name} must be true or false; not {text!r}")
 
 
+REQUEST_TIMEOUT_SECONDS = env_int("REQUEST_TIMEOUT_SECONDS", 30, minimum=1)
+
+
 class Refusal(HTTPException):
     """A request that gets an error instead of an answer; each subclass is one kind of failure."""
 
     status: ClassVar[int]
     reason: ClassVar[str]
     retry_after: ClassVar[int | None] = None
+    closes: ClassVar[bool] = False  # the connection, where the rest of the request is not wanted
 
     def __init__(self, reason: str | None = None) -> None:
-        headers = {"Retry-After": str(self.retry_after)} if self.retry_after else None
+        headers = {"Retry-After": str(self.retry_after)} if self.retry_after else {}
+        if self.closes:
+            headers["Connection"] = "close"
         super().__init__(self.status, reason or self.reason, headers)
 
 
@@ -59,6 +66,13 @@ class BadInput(Refusal):
     """The input cannot be read as what it claims to be, or is beyond a decoder's limit."""
 
     status, reason = 400, "The input cannot be read."
+
+
+class TooSlow(Refusal):
+    """The body was not complete within REQUEST_TIMEOUT_SECONDS."""
+
+    status, reason = 408, "The request took too long to arrive."
+    closes = True
 
 
 class TooLarge(Refusal):
@@ -130,6 +144,7 @@ class InternalErrorBody(ErrorBody):
 # What the inference endpoint's OpenAPI entry says of its errors.
 RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "Empty, corrupt or oversized once decoded."},
+    408: {"model": ErrorBody, "description": "Not complete within REQUEST_TIMEOUT_SECONDS."},
     413: {"model": ErrorBody, "description": "Larger than MAX_UPLOAD_MB."},
     415: {"model": ErrorBody, "description": "A content type that is not taken."},
     422: {"model": ValidationBody, "description": "A field is missing or invalid."},
@@ -190,7 +205,10 @@ class CatchAll:
 
 
 class BodyLimit:
-    """Refuses a body over the limit: at once where its length is declared, else by counting."""
+    """Refuses a body over the limit: at once where its length is declared, else by counting.
+
+    Refuses one that takes too long, too. The server sees to it that something is received then.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app = app
@@ -207,6 +225,7 @@ class BodyLimit:
             await JSONResponse(body, TooLarge.status)(scope, receive, send)
             return
         counted = 0
+        deadline = time.monotonic() + REQUEST_TIMEOUT_SECONDS
 
         async def count() -> Message:
             nonlocal counted
@@ -214,6 +233,8 @@ class BodyLimit:
             counted += len(message.get("body", b""))
             if counted > self.max_bytes:
                 raise TooLarge
+            if message.get("more_body") and time.monotonic() > deadline:
+                raise TooSlow
             return message
 
         await self.app(scope, count, send)

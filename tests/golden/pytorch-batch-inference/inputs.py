@@ -1,5 +1,6 @@
 """What the model takes: the pictures of a request, decoded."""
 
+import logging
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Generic
@@ -11,6 +12,7 @@ from uploads import ParamsT, Upload
 
 MAX_PIXELS = env_int("MAX_PIXELS", 50_000_000, minimum=1)  # of all pictures together
 Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS guards instead
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # a broken file is no error of ours
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 CONTENT_TYPES = frozenset(f"image/{name.lower()}" for name in FORMATS)

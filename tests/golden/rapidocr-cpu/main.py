@@ -3,21 +3,19 @@
 `POST /ocr` answers requests; `GET /health` and `GET /ready` tell how the service is.
 """
 
-from threads import NUM_THREADS, THREADS_LIMIT, WORKERS  # first: it tells NumPy how many
+from threads import NUM_THREADS, THREADS_LIMIT  # first: it tells NumPy how many
 
 # isort: split
 
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from PIL import Image
@@ -26,7 +24,8 @@ from pydantic import BaseModel, Field
 from device import get_device
 from inputs import CONTENT_TYPES, Input, decode
 from limits import RESPONSES, BadInput, CannotLoad, NotReady, direct, env_bool, env_int, guard
-from replicas import Replicas
+from observability import TELEMETRY, configure_logging, observe
+from replicas import run
 from uploads import Reader
 from worker import Bounds, Job, Worker, answer_each
 
@@ -41,7 +40,7 @@ LOG_LEVEL = os.getenv("LOG_LEVEL", "INFO").upper()
 
 if LOG_LEVEL not in logging.getLevelNamesMapping():
     sys.exit(f"LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL; not {LOG_LEVEL!r}")
-logging.basicConfig(level=LOG_LEVEL, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+configure_logging(level=LOG_LEVEL)
 logger = logging.getLogger(__name__)
 
 
@@ -207,11 +206,13 @@ app = FastAPI(
     description="A machine-learning model behind an HTTP API",
     version="0.1.0",
     lifespan=lifespan,
+    telemetry=TELEMETRY,
 )
 guard(app, max_bytes=MAX_UPLOAD_BYTES)
 app.add_middleware(
     CORSMiddleware, allow_origins=CORS_ORIGINS, allow_methods=["*"], allow_headers=["*"]
 )
+observe(app, worker)
 
 
 @app.get("/health")
@@ -247,21 +248,7 @@ direct(app, infer)
 
 def serve() -> None:
     """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
-    # uvicorn raises the signal that stopped it once more, which would make another exit status.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    config = uvicorn.Config(
-        app,
-        host="0.0.0.0",  # noqa: S104 -- a container is reached from outside
-        port=PORT,
-        log_config=None,
-        timeout_graceful_shutdown=INFER_TIMEOUT_SECONDS,
-    )
-    with suppress(KeyboardInterrupt):
-        if WORKERS == 1:
-            uvicorn.Server(config).run()
-        else:
-            Replicas(config, WORKERS, worker.is_loaded).run()
-    sys.exit(1 if worker.failed else 0)
+    sys.exit(run(app, worker, port=PORT, timeout=INFER_TIMEOUT_SECONDS))
 
 
 if __name__ == "__main__":

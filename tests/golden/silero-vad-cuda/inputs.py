@@ -11,6 +11,7 @@ from uploads import ParamsT, Upload
 
 MAX_AUDIO_SECONDS = env_int("MAX_AUDIO_SECONDS", 600, minimum=1)
 SAMPLE_RATE = 16_000  # Hz; what most speech models take
+UNREADABLE = "No readable WAV, MP3, FLAC, Ogg, MP4, WebM or AAC recording."
 
 # Containers that reach for other files or addresses (playlists, say) are not among these.
 # Pictures beside the sound are looked at too, but not large ones.
@@ -50,10 +51,12 @@ def decode_audio(file: bytes) -> np.ndarray:
                     raise BadInput(f"Longer than {MAX_AUDIO_SECONDS} s.")
                 chunks += [part.to_ndarray()[0] for part in resampler.resample(frame)]
             chunks += [part.to_ndarray()[0] for part in resampler.resample(None)]
+    except av.FFmpegError as error:  # a MemoryError too: what is broken may declare any size
+        raise BadInput(UNREADABLE) from error
     except (BadInput, MemoryError):
         raise
     except Exception as error:  # whatever a broken file makes the decoder raise
-        raise BadInput("No readable WAV, MP3, FLAC, Ogg, MP4, WebM or AAC recording.") from error
+        raise BadInput(UNREADABLE) from error
     if not chunks:
         raise BadInput("The recording has no samples.")
     return np.concatenate(chunks)

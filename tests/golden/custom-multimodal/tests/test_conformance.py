@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,19 @@ if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 """
 COUNT_THREADS = "import os; (folder / 'threads').write_text(os.environ['OMP_NUM_THREADS'])"
+# What can be read at /metrics, whatever the service runs.
+METRICS = {
+    "http_requests_total": "counter",
+    "http_request_duration_seconds": "histogram",
+    "http_requests_in_flight": "gauge",
+    "model_queue_depth": "gauge",
+    "model_running": "gauge",
+    "model_batch_size": "histogram",
+    "model_call_duration_seconds": "histogram",
+    "model_timeouts_total": "counter",
+    "model_worker_restarts_total": "counter",
+    "model_load_seconds": "gauge",
+}
 # A driver with three GPUs of 70, 81 and 86 °C.
 HOT_GPUS = """
 import sys
@@ -613,7 +627,51 @@ def test_ms_53_version(service: Service, url: str | None) -> None:
     assert url or version[1] == SPEC_VERSION
 
 
-def test_ms_58_threads(bare: Service, tuned: Service) -> None:
+def test_ms_54_left_in_the_queue(launcher: Launcher, answer: str, samples: Samples) -> None:
+    """A client that gives up while its request waits takes it out of the queue."""
+    running = launcher.start_stand_in(answer)
+    running.wait_until("/ready", 200)
+    running.predict_hangs()
+    with ThreadPoolExecutor() as pool:
+        call = pool.submit(ask, running, samples.valid)
+        running.wait_for_call()
+        (running.folder / "called").unlink()
+        with pytest.raises(httpx.ReadTimeout):
+            running.client.post(**samples.valid, timeout=0.5)
+        running.wait_for_log("The client left")
+        (running.folder / "hang").unlink()
+        assert call.result().status_code == 200
+    assert not (running.folder / "called").exists()
+
+
+def test_ms_55_drain(launcher: Launcher, answer: str, samples: Samples) -> None:
+    """After SIGTERM /ready is 503 and requests are answered; a second signal ends it at once."""
+    running = launcher.start_stand_in(answer, DRAIN_SECONDS="600")
+    running.wait_until("/ready", 200)
+    running.terminate()
+    assert detail(running.wait_until("/ready", 503)) == "Shutting down."
+    time.sleep(0.5)  # the port would have closed by then
+    assert ask(running, samples.valid).status_code == 200
+    assert running.client.get("/health").status_code == 200
+    assert running.stop() != 0
+
+
+def test_ms_56_slow_client(launcher: Launcher, answer: str, samples: Samples) -> None:
+    """Half of a request is 408 after REQUEST_TIMEOUT_SECONDS; less loses the connection."""
+    running = launcher.start_stand_in(answer, REQUEST_TIMEOUT_SECONDS="1")
+    running.wait_until("/ready", 200)
+    url = running.client.base_url
+    with socket.create_connection((url.host, url.port or 0), PATIENCE_SECONDS) as silent:
+        connection = post(running, samples)
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders()
+        connection.send(b"half of it")
+        assert connection.getresponse().status == 408
+        connection.close()
+        assert silent.recv(1) == b""
+
+
+def test_ms_57_threads(bare: Service, tuned: Service) -> None:
     """Frameworks are told to start a thread for each CPU, or as many as NUM_THREADS says."""
     tuned.wait_until("/ready", 200)
     assert (tuned.folder / "threads").read_text() == "3"
@@ -622,3 +680,91 @@ def test_ms_58_threads(bare: Service, tuned: Service) -> None:
     assert (bare.folder / "threads").read_text() == one[1]
     if hasattr(os, "sched_setaffinity"):
         assert one[1] == "1"
+
+
+def is_observed(service: Service) -> None:
+    """Skip the test where the service was rendered without observability."""
+    if "/metrics" not in service.client.get("/openapi.json").json()["paths"]:
+        pytest.skip("the service has no /metrics")
+
+
+def test_ms_58_metrics(service: Service, samples: Samples) -> None:
+    """/metrics has the requests, by route and status, and the model's work, as Prometheus reads."""
+    is_observed(service)
+    ask(service, samples.valid).raise_for_status()
+    response = service.client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", response.text, re.MULTILINE))
+    assert kinds.items() >= METRICS.items()
+    answered = rf'^http_requests_total{{.*route="{samples.route}",status="200"}} [1-9]'
+    assert re.search(answered, response.text, re.MULTILINE)
+
+
+def test_ms_58_paths_are_bounded(stand_in: Service) -> None:
+    """Paths that there are not make no series of their own."""
+    is_observed(stand_in)
+    for number in range(3):
+        assert stand_in.client.get(f"/no-such-{number}?no=such").status_code == 404
+    text = stand_in.client.get("/metrics").text
+    assert "such" not in text
+    assert 'route="other",status="404"' in text
+
+
+def test_ms_59_request_id(service: Service, samples: Samples, url: str | None) -> None:
+    """Every answer has an id: the one that was sent, or one of its own."""
+    is_observed(service)
+    answers = [
+        service.client.get("/health"),
+        service.client.get("/no-such"),
+        ask(service, samples.missing),
+        ask(service, samples.valid),
+    ]
+    ids = {answer.headers["X-Request-ID"] for answer in answers}
+    assert len(ids) == len(answers)
+    if not url:  # a proxy may put one of its own in its place
+        for sent, is_taken in {"of-mine/1": True, 129 * "a": False, "of mine": False}.items():
+            answer = service.client.get("/health", headers={"X-Request-ID": sent})
+            assert (answer.headers["X-Request-ID"] == sent) == is_taken
+
+
+def test_ms_59_request_id_is_logged(model: Service, samples: Samples) -> None:
+    """What is logged for a request has its id: by the model, of its failure, and of its end."""
+    is_observed(model)
+    model.predict_does("import logging; logging.error('By the model'); raise KeyError('of it')")
+    headers = samples.valid.get("headers", {}) | {"X-Request-ID": "find-me"}
+    response = ask(model, samples.valid | {"headers": headers})
+    assert (response.status_code, response.headers["X-Request-ID"]) == (500, "find-me")
+    model.wait_for_log(f"find-me]: POST {samples.route} 500")
+    lines = [line for line in model.log.splitlines() if "[find-me]" in line]
+    assert len(lines) == 3
+    assert "By the model" in lines[0]
+    assert f"Error {response.json()['error_id']}" in lines[1]
+
+
+def test_ms_60_json_logs(launcher: Launcher, answer: str, samples: Samples) -> None:
+    """With LOG_FORMAT=json each line is an object; none has a request's query."""
+    running = launcher.start_stand_in(answer, LOG_FORMAT="json")
+    running.wait_until("/ready", 200)
+    is_observed(running)
+    running.predict_does("import warnings; warnings.warn('Old'); raise KeyError('of the model')")
+    request = samples.valid | {"params": {"no-such": "private"}}
+    request_id = ask(running, request).headers["X-Request-ID"]
+    running.wait_for_log(f"POST {samples.route} 500")
+    assert running.stop() == 0
+    lines = [json.loads(line) for line in running.log.splitlines()]
+    for line in lines:
+        assert {"time", "level", "logger", "message"} <= line.keys()
+    warning, failure, ended = (line for line in lines if line.get("request_id") == request_id)
+    assert "UserWarning: Old" in warning["message"]
+    assert "KeyError: 'of the model'" in failure["exception"]
+    assert (ended["route"], ended["status"]) == (samples.route, 500)
+    assert "private" not in running.log
+
+
+def test_ms_60_wrong_format_is_named(launcher: Launcher, stand_in: Service, answer: str) -> None:
+    """A LOG_FORMAT that there is not ends the start, with one line that names it."""
+    is_observed(stand_in)
+    running = launcher.start_stand_in(answer, LOG_FORMAT="xml")
+    assert running.wait_for_exit() != 0
+    [line] = running.log.splitlines()
+    assert line.startswith("LOG_FORMAT must be")

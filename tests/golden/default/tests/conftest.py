@@ -120,10 +120,14 @@ class Service:
         self._wait(lambda: self._exit_status() is not None, "The service did not exit")
         return self._exit_status() or 0
 
-    def stop(self) -> int:
-        """Send SIGTERM and return the exit status."""
+    def terminate(self) -> None:
+        """Send SIGTERM."""
         if self.process and self.process.pid:
             os.kill(self.process.pid, signal.SIGTERM)
+
+    def stop(self) -> int:
+        """Send SIGTERM and return the exit status."""
+        self.terminate()
         return self.wait_for_exit()
 
     def kill(self) -> None:

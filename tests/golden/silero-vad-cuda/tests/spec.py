@@ -61,7 +61,13 @@ REQUIREMENTS = {
     51: "A client that leaves is no error",
     52: "A file can be the whole body",
     53: "The spec's version is told",
-    58: "Threads follow the CPUs",
+    54: "Work that nobody waits for",
+    55: "Draining",
+    56: "Slow clients",
+    57: "Threads follow the CPUs",
+    58: "`GET /metrics`",
+    59: "A request id",
+    60: "`LOG_FORMAT`, text",
 }
 
 # Requirements that no live process shows, and what keeps them.

@@ -1,0 +1,142 @@
+"""Serves the app: stops without losing a request, and is not held up by slow clients."""
+
+import asyncio
+import logging
+import os
+import socket
+from types import FrameType
+
+from fastapi import FastAPI
+from uvicorn import Config, Server
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from limits import REQUEST_TIMEOUT_SECONDS, env_int
+from worker import Worker
+
+DRAIN_SECONDS = env_int("DRAIN_SECONDS", 0)
+MAX_CONNECTIONS = env_int("MAX_CONNECTIONS", 800, minimum=1)
+
+# Longer than proxies keep a connection that they do not use (nginx and AWS: 60 s). Who closes first
+# may close on a request that is on its way.
+KEEP_ALIVE_SECONDS = 75
+# The parser has no limit of its own.
+MAX_HEAD_BYTES = 64 * 1024
+CHECK_SECONDS = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+class Connection(HttpToolsProtocol):
+    """One client's connection, which ends when the client keeps it waiting.
+
+    Timers would cost each request something; instead the server looks at all connections now and
+    then, and `since` is when this one was first seen to wait.
+    """
+
+    since: float
+    head_bytes = 0
+    _last_cycle: RequestResponseCycle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection; where there are too many, the one that waited longest goes."""
+        super().connection_made(transport)
+        self.since = self.loop.time()
+        if len(self.connections) > MAX_CONNECTIONS:
+            idle = [other for other in self.connections if isinstance(other, Connection)]
+            idle = [other for other in idle if other.is_idle and not other.transport.is_closing()]
+            longest = min(idle, key=lambda other: other.since)
+            logger.info("Closing a connection: there are more than %d", MAX_CONNECTIONS)
+            longest.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, and refuse a head that is too large."""
+        super().data_received(data)
+        if self.scope is None or "path" in self.scope:
+            self.head_bytes = 0
+            return
+        self.head_bytes += len(data)
+        if self.head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too large.")
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is the client's turn: to send the rest of a request, or to read."""
+        if self.transport.is_closing() or self.flow.write_paused:
+            return True
+        return self.timeout_keep_alive_task is None if self.is_idle else self.cycle.more_body
+
+    def check(self) -> None:
+        """End the connection where its client has been too slow."""
+        now = self.loop.time()
+        if not self.waits or self.cycle is not self._last_cycle:
+            self.since, self._last_cycle = now, self.cycle
+        elif now - self.since > REQUEST_TIMEOUT_SECONDS:
+            if self.is_idle or self.flow.write_paused:
+                self.transport.abort()
+            else:  # whoever reads the body is woken, and limits.py looks at its clock
+                self.cycle.message_event.set()
+
+
+class DrainingServer(Server):
+    """Tells on SIGTERM that it will stop, goes on for DRAIN_SECONDS, then finishes what it has."""
+
+    def __init__(self, config: Config, worker: Worker) -> None:
+        super().__init__(config)
+        self.worker = worker
+        self._checks: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Begin to stop; a second signal ends the process at once.
+
+        uvicorn's own would raise the signal again in the end, which makes another exit status.
+        """
+        if self.should_exit:
+            os._exit(1 if self.worker.failed else 128 + sig)
+        self.should_exit = True
+        self.worker.drain()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and look after the connections from then on."""
+        await super().startup(sockets)
+        self._checks = asyncio.create_task(self._check_connections())
+
+    async def _check_connections(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Connection):
+                    connection.check()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop taking connections when nobody sends any more, and finish the requests.
+
+        Until a proxy has seen that /ready is 503, it sends requests here, and would hand a refusal
+        on to its client. So they are answered; each answer closes its connection.
+        """
+        if DRAIN_SECONDS and not self.worker.failed:
+            logger.info("Draining for %d s", DRAIN_SECONDS)
+            self.server_state.default_headers.append((b"connection", b"close"))
+            await asyncio.sleep(DRAIN_SECONDS)
+        for _ in range(2):  # connections that the kernel has taken already are lost with its queue
+            await asyncio.sleep(0)
+        await super().shutdown(sockets)
+
+
+def configure(app: FastAPI, *, port: int, timeout: int) -> Config:
+    """Say what is served where; a request may take so many seconds once it has come."""
+    return Config(
+        app,
+        host="0.0.0.0",  # noqa: S104 -- a container is reached from outside
+        port=port,
+        http=Connection,
+        log_config=None,
+        proxy_headers=False,  # nothing here asks for the client's address
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        # A request that has come so far may take as long as any other.
+        timeout_graceful_shutdown=REQUEST_TIMEOUT_SECONDS + timeout,
+    )

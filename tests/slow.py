@@ -1,0 +1,51 @@
+"""A service whose model takes as long as a request says, for tests of what time does to it."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from environments import environment
+from rendering import render
+
+PREDICT = '        """Return the next value of each series."""\n'
+SLOW = """        for item in inputs:
+            with open("calls", "a") as calls:
+                print(item.params.values[0], file=calls)
+            time.sleep(max(0.0, -item.params.values[0]))
+"""
+
+
+def slow_service(folder: Path, **answers: Any) -> Path:
+    """Render a service whose model sleeps where the first value is negative, so many seconds.
+
+    The file `calls` in its folder has the first value of each call that was run.
+    """
+    answers = {"model_type": "custom", "input_kind": "json", "accelerator": "cpu"} | answers
+    render(folder, answers)
+    main = folder / "main.py"
+    text = main.read_text(encoding="utf-8")
+    assert PREDICT in text
+    main.write_text(text.replace(PREDICT, PREDICT + SLOW), encoding="utf-8")
+    return folder
+
+
+def python() -> str:
+    """Return the interpreter of these services."""
+    return str(environment("custom") / "bin" / "python")
+
+
+def document(seconds: float = 0.0) -> dict[str, list[float]]:
+    """Return a request that the model needs so long for; its first value tells it from others."""
+    return {"values": [-seconds, 0.0, 0.0, 0.0]}
+
+
+def ask(url: str, seconds: float = 0.0, **options: Any) -> httpx.Response:
+    """Send one request on a connection of its own."""
+    return httpx.post(f"{url}/infer", json=document(seconds), timeout=30, **options)
+
+
+def calls(folder: Path) -> list[float]:
+    """Return the first value of each call that was run; the warm-up is the first."""
+    file = folder / "calls"
+    return [float(line) for line in file.read_text().split()] if file.exists() else []

@@ -1,0 +1,290 @@
+"""Clients that are slow, leave, or come in masses, at live services: others do not notice."""
+
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from live import Live, live
+from slow import ask, calls, python, slow_service
+
+TIMEOUT_SECONDS = 1
+MAX_CONNECTIONS = 20
+# The server looks at its connections twice a second; the rest is for a busy machine.
+PATIENCE_SECONDS = 15
+HEAD = b"POST /infer HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a rendered service that takes as long as a request says."""
+    return slow_service(tmp_path_factory.mktemp("chaos") / "service")
+
+
+@contextmanager
+def started(folder: Path, log: Path, **env: str) -> Iterator[Live]:
+    """Start the service, and wait until it is ready."""
+    (folder / "calls").unlink(missing_ok=True)
+    with live(folder, python(), log, **env) as running:
+        running.ready()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[Live]:
+    """Return a service that waits for a second, and takes few connections."""
+    log = folder / "log"
+    env = {"REQUEST_TIMEOUT_SECONDS": str(TIMEOUT_SECONDS), "MAX_CONNECTIONS": str(MAX_CONNECTIONS)}
+    with started(folder, log, **env) as running:
+        yield running
+
+
+def connect(service: Live) -> socket.socket:
+    """Open a connection."""
+    port = int(service.url.rpartition(":")[2])
+    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
+
+
+def receive(connection: socket.socket) -> bytes:
+    """Return all that comes until the service closes the connection."""
+    answer = b""
+    with suppress(ConnectionResetError):
+        while received := connection.recv(65536):
+            answer += received
+    return answer
+
+
+def get(connection: socket.socket) -> None:
+    """Ask for /health, and leave the connection open."""
+    connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"}"):
+        received = connection.recv(65536)
+        assert received
+        answer += received
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def trickle(connection: socket.socket, content: bytes) -> bytes:
+    """Send a byte every 0.1 s until the service closes the connection, and return its answer."""
+    connection.settimeout(0.1)
+    start, answer = time.monotonic(), b""
+    for number in range(len(content)):
+        with suppress(TimeoutError):
+            try:
+                connection.sendall(content[number : number + 1])
+                received = connection.recv(65536)
+            except OSError as error:
+                if isinstance(error, TimeoutError):
+                    raise
+                break
+            answer += received
+            if not received:
+                break
+        assert time.monotonic() - start < PATIENCE_SECONDS
+    else:
+        pytest.fail("The connection is still open")
+    return answer
+
+
+# What slow clients send, by what they are slow with; and whether there is an answer.
+LONG = 1000 * b"a"
+
+
+def nothing(connection: socket.socket) -> bytes:
+    """Connect, and send nothing."""
+    return receive(connection)
+
+
+def head(connection: socket.socket) -> bytes:
+    """Send the request's head byte by byte."""
+    return trickle(connection, HEAD + b"X: " + LONG)
+
+
+def second_head(connection: socket.socket) -> bytes:
+    """Send a second head byte by byte, on a connection that is kept alive."""
+    get(connection)
+    return trickle(connection, HEAD + b"X: " + LONG)
+
+
+@pytest.mark.parametrize("slow", [nothing, head, second_head])
+def test_slow_head(service: Live, slow: Callable[[socket.socket], bytes]) -> None:
+    """A request whose head does not come in time ends the connection."""
+    with connect(service) as connection:
+        assert slow(connection) == b""
+
+
+def no_body(connection: socket.socket) -> bytes:
+    """Announce a body, and send none of it."""
+    connection.sendall(HEAD + b"Content-Length: 50\r\n\r\n")
+    return receive(connection)
+
+
+def half_a_body(connection: socket.socket) -> bytes:
+    """Send half of a body."""
+    connection.sendall(HEAD + b'Content-Length: 50\r\n\r\n{"values": [')
+    return receive(connection)
+
+
+def body(connection: socket.socket) -> bytes:
+    """Send a body byte by byte."""
+    connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
+    return trickle(connection, LONG)
+
+
+def chunks(connection: socket.socket) -> bytes:
+    """Send a body of unknown length byte by byte."""
+    connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    return trickle(connection, 200 * b"1\r\n \r\n")
+
+
+@pytest.mark.parametrize("slow", [no_body, half_a_body, body, chunks])
+def test_slow_body(service: Live, slow: Callable[[socket.socket], bytes]) -> None:
+    """A body that is not complete in time is 408, and ends the connection."""
+    with connect(service) as connection:
+        answer = slow(connection)
+    assert answer.startswith(b"HTTP/1.1 408 "), answer
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+    assert answer.endswith(b'{"detail":"The request took too long to arrive."}')
+
+
+def test_slow_upload_in_time(service: Live) -> None:
+    """A body that comes in several parts, but in time, is answered."""
+    content = b'{"values": [1, 2, 3, 4]}'
+    with connect(service) as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(content))
+        for start in range(0, len(content), 6):
+            time.sleep(0.1)
+            connection.sendall(content[start : start + 6])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_long_call_in_time(service: Live) -> None:
+    """The time is for the client alone: a model that takes longer is waited for."""
+    assert ask(service.url, 2.5 * TIMEOUT_SECONDS).status_code == 200
+
+
+def test_kept_connection(service: Live) -> None:
+    """A connection whose requests come in time is kept, however long it has been open."""
+    with connect(service) as connection:
+        for _ in range(5):
+            get(connection)
+            time.sleep(TIMEOUT_SECONDS)
+
+
+def test_unread_answers(service: Live) -> None:
+    """A client that does not read what it asked for loses its connection."""
+    requests = 50 * b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n"
+    with connect(service) as connection:
+        connection.settimeout(0.2)
+
+        def is_lost() -> bool:
+            try:
+                connection.sendall(requests)
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+            return False
+
+        wait_for(is_lost)
+
+
+def test_endless_head(service: Live) -> None:
+    """A head without an end is refused before it costs memory."""
+    before = memory(service)
+    with connect(service) as connection:
+        connection.sendall(HEAD + b"X: ")
+        with suppress(OSError):
+            for _ in range(200):
+                connection.sendall(2**20 * b"a")
+        assert receive(connection)[:12] in {b"", b"HTTP/1.1 400"}
+    assert memory(service) - before < 20
+
+
+def memory(service: Live) -> int:
+    """Return the megabytes of memory that the process has."""
+    status = Path(f"/proc/{service.process.pid}/status").read_text(encoding="utf-8")
+    return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) // 1024
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"", HEAD, HEAD + b'Content-Length: 50\r\n\r\n{"values": ['],
+    ids=["nothing", "head", "body"],
+)
+def test_more_connections_than_taken(service: Live, start: bytes) -> None:
+    """Clients that hold more connections than are taken keep nobody out, nor end a request."""
+    seconds = 2.0 + len(start) / 1000  # which tells this call from others
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        call = pool.submit(ask, service.url, seconds)
+        wait_for(lambda: -seconds in calls(service.file.parent))
+        before = descriptors(service)
+        for _ in range(15):
+            stack.enter_context(connect(service)).sendall(start)
+        begin = time.monotonic()
+        for _ in range(50):
+            with suppress(OSError):
+                stack.enter_context(connect(service)).sendall(start)
+        while not served(service):
+            assert time.monotonic() - begin < PATIENCE_SECONDS
+            time.sleep(0.1)
+        assert descriptors(service) - before <= MAX_CONNECTIONS
+        assert call.result().status_code == 200
+
+
+def descriptors(service: Live) -> int:
+    """Return how many files and connections the process has open."""
+    return len(list(Path(f"/proc/{service.process.pid}/fd").iterdir()))
+
+
+def served(service: Live) -> bool:
+    """Tell whether a new client is served."""
+    try:
+        return httpx.get(f"{service.url}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_client_leaves_the_queue(folder: Path, tmp_path: Path) -> None:
+    """A client that leaves while it waits frees its place, and its work is never done."""
+    with (
+        started(folder, tmp_path / "log", MAX_QUEUE_SIZE="1") as service,
+        ThreadPoolExecutor() as pool,
+    ):
+        first = pool.submit(ask, service.url, 3.0)
+        wait_for(lambda: -3.0 in calls(folder))
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{service.url}/infer", json={"values": [-0.5, 0, 0, 0]}, timeout=0.5)
+        wait_for(lambda: service.client.get("/ready").status_code == 200)
+        assert not first.done()
+        assert ask(service.url, 0.1).status_code == 200
+        assert first.result().status_code == 200
+        assert calls(folder)[-2:] == [-3.0, -0.1]
+        assert "ERROR" not in service.log
+
+
+def test_client_leaves_its_body(folder: Path, tmp_path: Path) -> None:
+    """Clients that leave in the middle of a body take no place, and leave a quiet line each."""
+    with started(folder, tmp_path / "log", MAX_QUEUE_SIZE="1") as service:
+        for _ in range(20):
+            with connect(service) as connection:
+                connection.sendall(HEAD + b'Content-Length: 50\r\n\r\n{"values": [')
+        wait_for(lambda: service.log.count("The client left") == 20)
+        assert ask(service.url).status_code == 200
+        assert len(calls(folder)) == 2
+        assert not re.search("Traceback|ERROR", service.log)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
