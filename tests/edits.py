@@ -225,9 +225,9 @@ def edit_the_machinery(project: Path) -> None:
     """Log more in worker.py, and say something else in limits.py."""
     change(
         project / "worker.py",
-        "            call.started = time.monotonic()\n",
-        "            call.started = time.monotonic()\n"
-        '        logger.debug("A call starts; %d wait", len(self._waiting))\n',
+        "                call.started = now\n",
+        "                call.started = now\n"
+        '            logger.debug("A call starts; %d wait", len(self._waiting))\n',
     )
     append(
         project / "limits.py",

@@ -35,7 +35,7 @@ TREES = [
 LOAD = "import main; model = main.Model('cpu')"
 TORCH = "import torch; x = torch.rand(900, 900); x @ x"
 PADDLE = "x = main.import_paddle().rand([900, 900]); float((x @ x).sum())"
-ANSWER = "main.answer(model, main.read.example(main.EXAMPLE))"
+ANSWER = "main.encode(model.predict(main.decode(main.read.example(main.EXAMPLE))))"
 FRAMEWORKS: dict[str, tuple[str, dict[str, str], str, int]] = {
     "numpy": ("custom", {"model_type": "custom"}, "import main", 1),
     "torch": ("pytorch", {"model_type": "pytorch"}, f"{LOAD}; {TORCH}", 2),

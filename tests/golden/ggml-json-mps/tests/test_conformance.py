@@ -36,7 +36,7 @@ for name in ("NUM_THREADS", "OMP_NUM_THREADS", "WORKERS"):
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 """
-COUNT_THREADS = "import os; (folder / 'threads').write_text(os.environ['OMP_NUM_THREADS'])"
+COUNT_THREADS = "import os; (folder / 'threads').write_text(os.getenv('OMP_NUM_THREADS', ''))"
 # What can be read at /metrics, whatever the service runs.
 METRICS = {
     "http_requests_total": "counter",
