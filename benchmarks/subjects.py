@@ -69,14 +69,13 @@ def form(file: bytes) -> tuple[bytes, str]:
     return head.encode() + file + tail.encode(), f"multipart/form-data; boundary={BOUNDARY}"
 
 
-def service(name: str, **answers: object) -> Path:
-    """Render a service; its model is services/NAME.py, where there is such a file."""
+def service(name: str, model: str = "", **answers: object) -> Path:
+    """Render a service; its model is services/MODEL.py, if one is named, else the stock one."""
     folder = HOME / "services" / name
     shutil.rmtree(folder, ignore_errors=True)
-    model = HERE / "services" / f"{name}.py"
-    if model.exists():
+    if model:
         render(folder, {"model_type": "custom", "model_module": "inference", **answers})
-        shutil.copy(model, folder / "inference.py")
+        shutil.copy(HERE / "services" / f"{model}.py", folder / "inference.py")
     else:
         render(folder, answers)
     return folder
@@ -100,7 +99,8 @@ def b1() -> list[Subject]:
     request = post({"values": NUMBERS}, values=NUMBERS)
     tensor = {"name": "values", "shape": [4], "datatype": "FP32", "data": NUMBERS}
     oip = post({"outputs": [{"data": NUMBERS}]}, "/v2/models/noop/infer", inputs=[tensor])
-    ours = service("noop", input_kind="json", endpoint="infer")
+    ours = service("noop", model="noop", input_kind="json", endpoint="infer", observability=False)
+    observed = service("noop-observed", model="noop", input_kind="json", endpoint="infer")
     mlserver = Subject(
         "MLServer",
         "mlserver",
@@ -111,6 +111,7 @@ def b1() -> list[Subject]:
     )
     return [
         Subject("this template", "ours", ["python", "main.py"], request, ours),
+        Subject("this template, metrics on", "ours", ["python", "main.py"], request, observed),
         lit("LitServe", request, "noop"),
         bento("BentoML", "Noop", request),
         mlserver,
@@ -124,7 +125,9 @@ def b2() -> list[Subject]:
     answer = {"label": "0", "score": 0.9949}
     multipart = Request("/infer", *form(picture), answer)
     raw = Request("/infer", picture, "image/jpeg", answer)
-    ours = service("classifier", input_kind="image", endpoint="infer")
+    ours = service(
+        "classifier", model="classifier", input_kind="image", endpoint="infer", observability=False
+    )
     return [
         Subject("limit", "ours", ["python", "limit.py", "classifier"]),
         Subject("this template, multipart", "ours", ["python", "main.py"], multipart, ours),
@@ -142,8 +145,12 @@ def b3() -> list[Subject]:
     request = post({"embedding": vector}, text=TEXT)
     embed = replace(request, path="/embed")
     ours = {
-        "this template, batching": service("minilm-batching", preset="minilm", batching=True),
-        "this template, no batching": service("minilm-single", preset="minilm", batching=False),
+        "this template, batching": service(
+            "minilm-batching", preset="minilm", observability=False, batching=True
+        ),
+        "this template, no batching": service(
+            "minilm-single", preset="minilm", observability=False
+        ),
     }
     return [
         *(

@@ -85,6 +85,20 @@ def test_a_crash_in_a_batch_harms_no_other(tmp_path: Path) -> None:
         assert calls(project) == [[0], [1, 2, 3], [1], [2], [3]]
 
 
+def test_a_batch_that_hangs(tmp_path: Path) -> None:
+    """Calls that were past their deadline together are not tried again."""
+    project = make(tmp_path / "service", isolation="process", batching=True)
+    env = {"INFER_TIMEOUT_SECONDS": "4"}
+    with running(project, tmp_path / "log", **env) as service, ThreadPoolExecutor() as pool:
+        sleep = "import time; time.sleep(600)"
+        sent = queue_behind(pool, service, project, [(1, sleep), (2, sleep)])
+        (project / "hang").unlink()
+        assert [response.result().status_code for response in sent] == [200, 504, 504]
+        service.ready()
+        assert post(service, 3).status_code == 200
+        assert calls(project) == [[0], [1, 2], [3]]
+
+
 def test_an_error_keeps_its_traceback(project: Path, tmp_path: Path) -> None:
     """A failure in the model is a 500 as in a thread, with the line that raised it in the log."""
     orders = "class Odd(Exception):\n    def __init__(self, a, b): pass\nraise Odd(1, 2)"

@@ -318,6 +318,10 @@ class Worker:
 
     def _answer(self, calls: list[Call]) -> bool:
         """Answer the calls together; False where the model could not be loaded again after that."""
+        with self._changed:
+            self._running = calls = [call for call in calls if not call.future.done()]
+        if not calls:
+            return True
         try:
             answers = self.answer([call.job for call in calls])
         except ModelDied as error:
@@ -325,11 +329,10 @@ class Worker:
                 return False
             logger.warning("%s. Loading the model again", error)
             self.observer.restarted()
-            if len(calls) == 1:
-                self._hand_over(calls, [error.__cause__ or error])
-                return self._load()
-            # One of them did that to the others.
-            return self._load() and all(self._answer([call]) for call in calls)
+            if len(calls) > 1 and self._load():  # one of them did that to the others
+                return all(self._answer([call]) for call in calls)
+            self._hand_over(calls, [error.__cause__ or error] * len(calls))
+            return len(calls) == 1 and self._load()
         except Exception as error:  # noqa: BLE001 -- batch_key's, say; handed to the requests
             answers = [error] * len(calls)
         self.observer.batch(len(calls), time.monotonic() - calls[0].started)

@@ -7,6 +7,7 @@ from threads import NUM_THREADS, THREADS_LIMIT  # first: it tells NumPy how many
 
 # isort: split
 
+import gc
 import logging
 import os
 import sys
@@ -123,6 +124,8 @@ def load() -> None:
     if WARMUP:
         encode(loaded.predict(decode(read.example(EXAMPLE))))
     model = loaded
+    gc.collect()
+    gc.freeze()  # what is loaded stays: no collection has to look at it again
     logger.info("Model loaded in %.1f s", time.perf_counter() - start)
 
 
