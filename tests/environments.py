@@ -51,6 +51,7 @@ def find_python(version: str) -> str | None:
     return None
 
 
+@cache
 def environment(stack: str, *extras: str) -> Path:
     """Return a virtual environment with all that the stack's variants declare for the CPU.
 

@@ -36,7 +36,8 @@ def mutant(number: int, name: str, *edits: tuple[str, str, str], **answers: Any)
 
 MAIN, DEVICE, LIMITS, WORKER = "main.py", "device.py", "limits.py", "worker.py"
 UPLOADS, INPUTS, GPU, THREADS = "uploads.py", "inputs.py", "gpu.py", "threads.py"
-SERVER, METRICS, OBSERVABILITY = "server.py", "metrics.py", "observability.py"
+SERVER, REPLICAS = "server.py", "replicas.py"
+METRICS, OBSERVABILITY = "metrics.py", "observability.py"
 
 MUTANTS = [
     Mutant(1, "no-rules", removed="CLAUDE.md"),
@@ -118,7 +119,9 @@ MUTANTS = [
             '"The model failed to load", exc_info=True)',
         ),
     ),
-    mutant(21, "failed-load-is-success", (SERVER, "return 1 if worker.failed else 0", "return 0")),
+    mutant(
+        21, "failed-load-is-success", (REPLICAS, "return 1 if worker.failed else 0", "return 0")
+    ),
     mutant(
         21,
         "failed-load-without-reason",
@@ -290,7 +293,11 @@ MUTANTS = [
     mutant(54, "run-for-nobody", (WORKER, "if await call.gone() and", "if False and")),
     mutant(55, "nobody-told", (SERVER, "        self.worker.drain()\n", "")),
     mutant(55, "closed-at-once", (SERVER, "if DRAIN_SECONDS and", "if False and")),
-    mutant(55, "requests-refused", (MAIN, "    worker.admit()\n", "    worker.check()\n")),
+    mutant(
+        55,
+        "requests-refused",
+        (WORKER, "if len(self._waiting) >=", "if self._draining or len(self._waiting) >="),
+    ),
     mutant(
         55, "signals-ignored", (SERVER, "        if self.should_exit:\n", "        if False:\n")
     ),
@@ -308,7 +315,9 @@ MUTANTS = [
     mutant(59, "not-returned", (OBSERVABILITY, '(b"x-request-id", own', '(b"x-id", own')),
     mutant(59, "any-id-is-taken", (OBSERVABILITY, 'rb"[!-~]{1,128}"', 'rb".*"')),
     mutant(
-        59, "not-for-the-model", (WORKER, "request_id.set(job.request_id)", 'request_id.set("")')
+        59,
+        "not-for-the-model",
+        (WORKER, "request_id.set(job.request_id if job", 'request_id.set("" if job'),
     ),
     mutant(60, "not-json", (OBSERVABILITY, '"json": JsonFormatter', '"json": TextFormatter')),
     mutant(60, "traceback-left-out", (OBSERVABILITY, "if record.exc_info:", "if False:")),

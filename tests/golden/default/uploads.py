@@ -144,11 +144,13 @@ class Part:
     is_file: bool
 
     def text(self) -> str:
-        """Return a field's value. Raises BadInput."""
+        """Return a field's value. Raises RequestValidationError."""
         try:
             return self.content.decode(self.charset)
         except (LookupError, UnicodeError) as error:
-            raise BadInput(f"The form's field {self.name!r} is no {self.charset} text.") from error
+            message = f"Input should be {self.charset} text"
+            item = {"type": "string_unicode", "loc": ("body", self.name), "msg": message}
+            raise RequestValidationError([item]) from error
 
 
 def parse_form(body: bytes, content_type: str) -> list[Part]:
