@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,24 @@ class Live:
                     return self.client
             time.sleep(0.05)
         pytest.fail(self.log)
+
+
+def wait_for(
+    condition: Callable[[], object], *, seconds: float, complaint: Callable[[], str] = str
+) -> None:
+    """Wait until something is so, at most so long; what is amiss is asked for when it is not."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, complaint()
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs; one that has ended and that nobody asked about does not."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        return stat.rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 @contextmanager

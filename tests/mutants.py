@@ -179,7 +179,11 @@ MUTANTS = [
     mutant(
         29,
         "hung-for-ever",
-        (WORKER, "            self._running = []\n            while", "            while"),
+        (
+            WORKER,
+            "self._running = []\n            while",
+            "self._changed.wait_for(lambda: self._waiting)\n            while",
+        ),
     ),
     mutant(
         29,

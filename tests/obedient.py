@@ -1,18 +1,17 @@
 """A live service whose model does what a request says, to itself included."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic, sleep
+from time import sleep
 from typing import Any
 
 import httpx
 
-from environments import environment
-from live import Live, live
+from live import Live, live, wait_for
 from rendering import render
-from updating import put_seam
+from updating import put_seam, python
 
 # Inputs of one call leave their numbers on one line of the file `calls`.
 SEAM = '''
@@ -83,18 +82,9 @@ def running(project: Path, log: Path, **env: str) -> Iterator[Live]:
     """Run the service until it is ready, with no call made."""
     for name in ("calls", "hang", "unloadable"):
         (project / name).unlink(missing_ok=True)
-    python = str(environment("custom") / "bin" / "python")
-    with live(project, python, log, WARMUP="0", **env) as service:
+    with live(project, python(), log, WARMUP="0", **env) as service:
         service.ready()
         yield service
-
-
-def wait_for(condition: Callable[[], bool], service: Live) -> None:
-    """Wait until something is so."""
-    deadline = monotonic() + WAIT_SECONDS
-    while not condition():
-        assert monotonic() < deadline, service.log
-        sleep(0.02)
 
 
 def post(service: Live, number: int = 0, orders: str = "") -> httpx.Response:
@@ -109,7 +99,9 @@ def queue_behind(
     (project / "hang").touch()
     before = len(calls(project))
     sent = [pool.submit(post, service, 0, HANG)]
-    wait_for(lambda: len(calls(project)) > before, service)
+    wait_for(
+        lambda: len(calls(project)) > before, seconds=WAIT_SECONDS, complaint=lambda: service.log
+    )
     for number, orders in requests:
         sent.append(pool.submit(post, service, number, orders))
         sleep(0.1)  # so that they queue in this order

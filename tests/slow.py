@@ -5,7 +5,6 @@ from typing import Any
 
 import httpx
 
-from environments import environment
 from rendering import render
 
 PREDICT = '        """Return the next value of each series."""\n'
@@ -28,11 +27,6 @@ def slow_service(folder: Path, **answers: Any) -> Path:
     assert PREDICT in text
     main.write_text(text.replace(PREDICT, PREDICT + SLOW), encoding="utf-8")
     return folder
-
-
-def python() -> str:
-    """Return the interpreter of these services."""
-    return str(environment("custom") / "bin" / "python")
 
 
 def document(seconds: float = 0.0) -> dict[str, list[float]]:

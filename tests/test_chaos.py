@@ -6,18 +6,21 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from live import Live, live
-from slow import ask, calls, python, slow_service
+from live import Live, live, wait_for
+from slow import ask, calls, slow_service
+from updating import python
 
 TIMEOUT_SECONDS = 1
 MAX_CONNECTIONS = 20
 # The server looks at its connections twice a second; the rest is for a busy machine.
 PATIENCE_SECONDS = 15
+wait = partial(wait_for, seconds=PATIENCE_SECONDS)
 HEAD = b"POST /infer HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 
 
@@ -193,7 +196,7 @@ def test_unread_answers(service: Live) -> None:
                 return True
             return False
 
-        wait_for(is_lost)
+        wait(is_lost)
 
 
 def test_endless_head(service: Live) -> None:
@@ -224,7 +227,7 @@ def test_more_connections_than_taken(service: Live, start: bytes) -> None:
     seconds = 2.0 + len(start) / 1000  # which tells this call from others
     with ExitStack() as stack, ThreadPoolExecutor() as pool:
         call = pool.submit(ask, service.url, seconds)
-        wait_for(lambda: -seconds in calls(service.file.parent))
+        wait(lambda: -seconds in calls(service.file.parent))
         before = descriptors(service)
         for _ in range(15):
             stack.enter_context(connect(service)).sendall(start)
@@ -259,10 +262,10 @@ def test_client_leaves_the_queue(folder: Path, tmp_path: Path) -> None:
         ThreadPoolExecutor() as pool,
     ):
         first = pool.submit(ask, service.url, 3.0)
-        wait_for(lambda: -3.0 in calls(folder))
+        wait(lambda: -3.0 in calls(folder))
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{service.url}/infer", json={"values": [-0.5, 0, 0, 0]}, timeout=0.5)
-        wait_for(lambda: service.client.get("/ready").status_code == 200)
+        wait(lambda: service.client.get("/ready").status_code == 200)
         assert not first.done()
         assert ask(service.url, 0.1).status_code == 200
         assert first.result().status_code == 200
@@ -276,15 +279,7 @@ def test_client_leaves_its_body(folder: Path, tmp_path: Path) -> None:
         for _ in range(20):
             with connect(service) as connection:
                 connection.sendall(HEAD + b'Content-Length: 50\r\n\r\n{"values": [')
-        wait_for(lambda: service.log.count("The client left") == 20)
+        wait(lambda: service.log.count("The client left") == 20)
         assert ask(service.url).status_code == 200
         assert len(calls(folder)) == 2
         assert not re.search("Traceback|ERROR", service.log)
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -2,12 +2,14 @@
 
 import os
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from obedient import calls, make, post, queue_behind, running, wait_for
+from live import Live, is_alive, wait_for
+from obedient import WAIT_SECONDS, calls, make, post, queue_behind, running
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +18,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("isolation") / "service", isolation="process")
 
 
-def is_alive(pid: int) -> bool:
-    """Tell whether a process runs; one that has ended and that nobody asked about does not."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+def wait(condition: Callable[[], bool], service: Live) -> None:
+    """Wait until something is so; the log tells why it is not."""
+    wait_for(condition, seconds=WAIT_SECONDS, complaint=lambda: service.log)
 
 
 def test_a_call_past_its_deadline_is_killed(project: Path, tmp_path: Path) -> None:
@@ -33,8 +31,8 @@ def test_a_call_past_its_deadline_is_killed(project: Path, tmp_path: Path) -> No
         assert first != service.process.pid
         (project / "hang").touch()
         hung = pool.submit(post, service, 1, "import time; time.sleep(600)")
-        wait_for(lambda: [1] in calls(project), service)
-        wait_for(lambda: service.client.get("/ready").status_code == 503, service)
+        wait(lambda: [1] in calls(project), service)
+        wait(lambda: service.client.get("/ready").status_code == 503, service)
         waiting = [pool.submit(post, service, number) for number in (2, 3)]
         assert service.client.get("/health").status_code == 200
         assert hung.result().status_code == 504
@@ -132,8 +130,8 @@ def test_it_ends_with_the_service(
         pid = post(service).json()["pid"]
         if hangs:
             pool.submit(post, service, 1, "import time; time.sleep(600)")
-            wait_for(lambda: [1] in calls(project), service)
+            wait(lambda: [1] in calls(project), service)
         os.kill(service.process.pid, number)
         status = service.process.wait(60)
         assert status == (0 if number == signal.SIGTERM else -signal.SIGKILL)
-        wait_for(lambda: not is_alive(pid), service)
+        wait(lambda: not is_alive(pid), service)

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,7 @@ import httpx
 import pytest
 
 from environments import environment, run
-from live import START_SECONDS, Live, live
+from live import START_SECONDS, Live, live, wait_for
 from rendering import render
 from updating import put_seam
 
@@ -132,10 +131,7 @@ def let_go(service: Live) -> None:
 
 def wait_until(condition: Callable[[], object], complaint: str) -> None:
     """Wait until something is so."""
-    deadline = time.monotonic() + START_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, complaint
-        time.sleep(0.02)
+    wait_for(condition, seconds=START_SECONDS, complaint=lambda: complaint)
 
 
 class Scrape:

@@ -3,29 +3,25 @@
 import os
 import signal
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from environments import environment
-from live import START_SECONDS, Live, live
+from live import START_SECONDS, Live, is_alive, live, wait_for
 from rendering import render
+from updating import python
+
+wait = partial(wait_for, seconds=START_SECONDS)
 
 # /health tells which process answers, and a load takes a while.
 EDITS = [
     ('{"status": "ok"}', '{"status": str(os.getpid())}'),
     ("    loaded = Model(device)\n", "    time.sleep(1)\n    loaded = Model(device)\n"),
 ]
-
-
-@pytest.fixture(scope="module")
-def python() -> str:
-    """Return the interpreter of the lightest service."""
-    return str(environment("custom") / "bin" / "python")
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +37,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def replicas(tmp_path: Path, project: Path, python: str) -> Iterator[Live]:
+def replicas(tmp_path: Path, project: Path) -> Iterator[Live]:
     """Start two processes, and wait until both answer."""
-    with live(project, python, tmp_path / "log", WORKERS="2") as service:
+    with live(project, python(), tmp_path / "log", WORKERS="2") as service:
         service.ready()
         wait(lambda: len(answering(service)) == 2)
         yield service
         for process in children(service):  # where a test has failed
             os.kill(process, signal.SIGKILL)
-
-
-def wait(condition: Callable[[], bool]) -> None:
-    """Wait until something has come true."""
-    deadline = time.monotonic() + START_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def children(service: Live) -> set[int]:
@@ -65,13 +53,6 @@ def children(service: Live) -> set[int]:
     with suppress(FileNotFoundError):
         return {*map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())}
     return set()
-
-
-def exists(process: int) -> bool:
-    """Tell whether a process runs; one that nobody has asked for its status does not."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 def ask(service: Live, path: str) -> httpx.Response:
@@ -101,7 +82,7 @@ def test_processes_share_the_port(replicas: Live) -> None:
     assert answering(replicas) == processes
     replicas.process.send_signal(signal.SIGTERM)
     assert replicas.process.wait(START_SECONDS) == 0
-    assert not any(map(exists, processes))
+    assert not any(map(is_alive, processes))
     assert is_port_free(replicas)
 
 
@@ -110,7 +91,7 @@ def test_dead_process_is_replaced(replicas: Live, number: int) -> None:
     """Another takes its place, and is sent no request before its model is loaded."""
     dead, alive = sorted(children(replicas))
     os.kill(dead, number)
-    wait(lambda: not exists(dead))
+    wait(lambda: not is_alive(dead))
     statuses = []
     while replicas.log.count("Model loaded") < 3:
         statuses.append(ask(replicas, "/ready").status_code)
@@ -140,36 +121,36 @@ def test_orphans_end(replicas: Live) -> None:
     """The processes end when the one that watches over them was killed."""
     processes = children(replicas)
     replicas.process.kill()
-    wait(lambda: not any(map(exists, processes)))
+    wait(lambda: not any(map(is_alive, processes)))
     assert is_port_free(replicas)
 
 
-def test_failed_load_ends_all(tmp_path: Path, project: Path, python: str) -> None:
+def test_failed_load_ends_all(tmp_path: Path, project: Path) -> None:
     """A model that cannot be loaded is one line, and ends everything with 1."""
     env = {"WORKERS": "3", "DEVICE": "cuda:0"}
-    with live(project, python, tmp_path / "log", **env) as service:
+    with live(project, python(), tmp_path / "log", **env) as service:
         assert service.process.wait(START_SECONDS) == 1
         assert service.log.count("CRITICAL") == 1
         assert is_port_free(service)
 
 
-def test_signal_while_loading(tmp_path: Path, project: Path, python: str) -> None:
+def test_signal_while_loading(tmp_path: Path, project: Path) -> None:
     """SIGTERM ends processes that load as well."""
-    with live(project, python, tmp_path / "log", WORKERS="2") as service:
+    with live(project, python(), tmp_path / "log", WORKERS="2") as service:
         service.ready()
         wait(lambda: len(children(service)) == 2)
         processes = children(service)
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(START_SECONDS) == 0
         assert service.log.count("Model loaded") == 1
-        assert not any(map(exists, processes))
+        assert not any(map(is_alive, processes))
 
 
-def test_port_is_taken(tmp_path: Path, project: Path, python: str) -> None:
+def test_port_is_taken(tmp_path: Path, project: Path) -> None:
     """A port that somebody listens on is not shared with them."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        with live(project, python, tmp_path / "log", WORKERS="2", PORT=port) as service:
+        with live(project, python(), tmp_path / "log", WORKERS="2", PORT=port) as service:
             assert service.process.wait(START_SECONDS) == 1
             [line] = service.log.splitlines()
             assert line == f"PORT={port} cannot be used: Address already in use"

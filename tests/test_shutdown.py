@@ -8,30 +8,25 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from live import Live, live
+from live import Live, live, wait_for
 from proxies import haproxy, small_proxy
-from slow import ask, calls, document, python, slow_service
+from slow import ask, calls, document, slow_service
+from updating import python
 
 PATIENCE_SECONDS = 30
+wait = partial(wait_for, seconds=PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="module", params=["thread", "process"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a rendered service that takes as long as a request says, with each isolation."""
     return slow_service(tmp_path_factory.mktemp("shutdown") / "service", isolation=request.param)
-
-
-def wait(condition: Callable[[], object]) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def wait_for_call(folder: Path, seconds: float) -> None:
