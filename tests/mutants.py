@@ -38,6 +38,8 @@ MAIN, DEVICE, LIMITS, WORKER = "main.py", "device.py", "limits.py", "worker.py"
 UPLOADS, INPUTS, GPU, THREADS = "uploads.py", "inputs.py", "gpu.py", "threads.py"
 SERVER, REPLICAS = "server.py", "replicas.py"
 METRICS, OBSERVABILITY = "metrics.py", "observability.py"
+# The lightest service whose stock model answers in parts.
+STREAMS = {"model_type": "ggml", "input_kind": "json"}
 
 MUTANTS = [
     Mutant(1, "no-rules", removed="CLAUDE.md"),
@@ -223,8 +225,8 @@ MUTANTS = [
         "no-id-in-the-log",
         (
             LIMITS,
-            'logger.exception("Error %s in %s %s", error_id, ',
-            'logger.exception("Error in %s %s", ',
+            'logger.error("Error %s in %s %s", error_id, ',
+            'logger.error("Error in %s %s", ',
         ),
     ),
     mutant(
@@ -331,5 +333,24 @@ MUTANTS = [
         "any-format",
         (OBSERVABILITY, "formatters[LOG_FORMAT]", "TextFormatter"),
         (OBSERVABILITY, "if LOG_FORMAT not in", "if not"),
+    ),
+    mutant(
+        61,
+        "deadline-for-all",
+        (WORKER, "                call.deadline = call.started + self.bounds.timeout\n", ""),
+        **STREAMS,
+    ),
+    mutant(
+        61,
+        "goes-on-for-nobody",
+        (WORKER, "                if call.is_left:\n                    break\n", ""),
+        **STREAMS,
+    ),
+    mutant(61, "no-end", ("streaming.py", '            yield event("{}", "end")\n', ""), **STREAMS),
+    mutant(
+        61,
+        "failure-ends-the-connection",
+        ("streaming.py", "except Exception as error:", "except OSError as error:"),
+        **STREAMS,
     ),
 ]

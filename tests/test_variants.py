@@ -131,6 +131,8 @@ def expected_files(variant: Variant) -> set[str]:
         files.add("inference.py")
     if others.get("gpu_monitoring"):
         files.add("gpu.py")
+    if variant.input_kind == "json":
+        files.add("streaming.py")
     if others["batching"]:
         files.add("batching.py")
     if others["isolation"] == "process":

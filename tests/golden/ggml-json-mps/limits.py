@@ -44,6 +44,7 @@ def env_bool(name: str, *, default: bool) -> bool:
     sys.exit(f"{name} must be true or false; not {text!r}")
 
 
+MAX_BODIES_MB = env_int("MAX_BODIES_MB", 512, minimum=1)
 REQUEST_TIMEOUT_SECONDS = env_int("REQUEST_TIMEOUT_SECONDS", 30, minimum=1)
 
 
@@ -97,6 +98,13 @@ class Busy(Refusal):
     """As many requests wait as MAX_QUEUE_SIZE allows."""
 
     status, reason, retry_after = 503, "Too many requests are waiting.", 1
+
+
+class TooManyBytes(Refusal):
+    """The bodies of the requests that are here take MAX_BODIES_MB."""
+
+    status, reason, retry_after = 503, "Too many large requests are here.", 1
+    closes = True
 
 
 class OutOfMemory(Refusal):
@@ -163,11 +171,23 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-async def validation_failed(_request: Request, error: Exception) -> JSONResponse:
-    """Answer 422 without echoing the input, which may be huge, binary or NaN."""
-    errors = cast("RequestValidationError", error).errors()
-    fields = [{key: item[key] for key in ("loc", "msg", "type")} for item in errors]
-    return JSONResponse({"detail": fields}, status_code=422)
+def describe(error: Exception, scope: Scope) -> tuple[int, dict[str, Any]]:
+    """Return the status that a failure has, and the body; an unforeseen one is logged."""
+    if isinstance(error, HTTPException):
+        return error.status_code, {"detail": error.detail}
+    if isinstance(error, RequestValidationError):
+        keys = ("loc", "msg", "type")  # no input: it may be huge, binary or NaN
+        return 422, {"detail": [{key: item[key] for key in keys} for item in error.errors()]}
+    error_id = uuid.uuid4().hex
+    request = scope["method"], scope["path"]
+    logger.error("Error %s in %s %s", error_id, *request, exc_info=error)
+    return 500, {"detail": "Internal server error.", "error_id": error_id}
+
+
+async def validation_failed(request: Request, error: Exception) -> JSONResponse:
+    """Answer 422."""
+    status, body = describe(error, request.scope)
+    return JSONResponse(body, status)
 
 
 class CatchAll:
@@ -195,24 +215,25 @@ class CatchAll:
             await self.app(scope, receive, watch)
         except ClientDisconnect:
             logger.info("The client left during %s %s", scope["method"], scope["path"])
-        except Exception:
-            error_id = uuid.uuid4().hex
-            logger.exception("Error %s in %s %s", error_id, scope["method"], scope["path"])
+        except Exception as error:
+            status, body = describe(error, scope)
             if started:
                 raise
-            body = {"detail": "Internal server error.", "error_id": error_id}
-            await JSONResponse(body, status_code=500)(scope, receive, send)
+            await JSONResponse(body, status)(scope, receive, send)
 
 
 class BodyLimit:
     """Refuses a body over the limit: at once where its length is declared, else by counting.
 
-    Refuses one that takes too long, too. The server sees to it that something is received then.
+    Refuses one that takes too long, too, and one for which all others leave no memory. The server
+    sees to it that something is received then.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app = app
         self.max_bytes = max_bytes + MULTIPART_OVERHEAD
+        self.max_held = max(MAX_BODIES_MB * 1024 * 1024, self.max_bytes)
+        self.held = 0  # bytes of the bodies of all requests that are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass the request on with a `receive` that counts."""
@@ -230,14 +251,21 @@ class BodyLimit:
         async def count() -> Message:
             nonlocal counted
             message = await receive()
-            counted += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            counted += size
+            self.held += size
             if counted > self.max_bytes:
                 raise TooLarge
+            if self.held > self.max_held:
+                raise TooManyBytes
             if message.get("more_body") and time.monotonic() > deadline:
                 raise TooSlow
             return message
 
-        await self.app(scope, count, send)
+        try:
+            await self.app(scope, count, send)
+        finally:
+            self.held -= counted
 
 
 def guard(app: FastAPI, max_bytes: int) -> None:

@@ -14,10 +14,11 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -28,8 +29,9 @@ from inputs import Input, decode
 from limits import RESPONSES, BadInput, CannotLoad, NotReady, direct, env_bool, env_int, guard
 from observability import TELEMETRY, configure_logging, observe
 from replicas import run
+from streaming import EventStream, Streams, event_stream
 from uploads import Reader
-from worker import Bounds, Job, Worker, answer_each
+from worker import Bounds, Job, Worker, answer_each, stream_each
 
 PORT = env_int("PORT", 8000)
 MAX_UPLOAD_BYTES = env_int("MAX_UPLOAD_MB", 20, minimum=1) * 1024 * 1024
@@ -98,19 +100,50 @@ class Model:
         """Continue each text."""
         return [self._continue(item.params) for item in inputs]
 
+    def stream(self, item: Input[Params]) -> Iterator[Output]:
+        """Continue a text token by token."""
+        from queue import SimpleQueue
+        from threading import Event, Thread
+
+        parts: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        enough = Event()
+
+        def take(part: dict[str, Any]) -> bool:
+            parts.put(part)
+            return enough.is_set()
+
+        def generate() -> None:
+            try:
+                request = self._request(item.params) | {"stream": True}
+                self.server.handle_completions(request, take)
+            finally:
+                parts.put({})
+
+        thread = Thread(target=generate)
+        thread.start()
+        try:
+            while part := parts.get():
+                if text := self._text(part):
+                    yield Output(text=text, tokens=1)
+        finally:
+            enough.set()
+            thread.join()
+
     def _continue(self, params: Params) -> Output:
-        request = {
-            **params.model_dump(),
-            # A prefix that is used again changes the order of sums and, rarely, a token.
-            "cache_prompt": False,
-        }
-        answer = self.server.handle_completions(request)
+        answer = self.server.handle_completions(self._request(params))
+        return Output(text=self._text(answer), tokens=answer["usage"]["completion_tokens"])
+
+    def _request(self, params: Params) -> dict[str, Any]:
+        # A prefix that is used again changes the order of sums and, rarely, a token.
+        return {**params.model_dump(), "cache_prompt": False}
+
+    def _text(self, answer: dict[str, Any]) -> str:
         if error := answer.get("error"):
             if error["type"] == "exceed_context_size_error":
                 raise BadInput(error["message"])
             raise RuntimeError(error["message"])
-        text = answer["choices"][0]["text"]
-        return Output(text=text, tokens=answer["usage"]["completion_tokens"])
+        text: str = answer["choices"][0]["text"]
+        return text
 
 
 def download(name: str) -> str:
@@ -161,6 +194,13 @@ def predict(inputs: list[Input[Params]]) -> list[Output]:
     return model.predict(inputs)
 
 
+def stream(item: Input[Params]) -> Iterator[BaseModel]:
+    """Have the model answer in parts, where it can; on its own thread."""
+    if not isinstance(model, Streams):
+        raise NotReady
+    return model.stream(item)
+
+
 def encode(outputs: list[Output]) -> bytes:
     """Return the response's body: a request has one input, so one output."""
     return outputs[0].model_dump_json().encode()
@@ -174,14 +214,17 @@ def unload() -> None:
     model = None
 
 
+answer = partial(answer_each, predict)
+parts = partial(stream_each, stream)
 worker = Worker(
     load,
-    partial(answer_each, predict),
+    answer,
     Bounds(
         max_queue=MAX_QUEUE_SIZE,
         timeout=INFER_TIMEOUT_SECONDS,
         hang_limit=INFER_HANG_SECONDS,
     ),
+    stream=parts,
 )
 
 
@@ -238,6 +281,23 @@ async def infer(request: Request) -> Response:
 
 
 direct(app, infer)
+
+if issubclass(Model, Streams):
+
+    @app.post(
+        "/infer/stream",
+        response_class=EventStream,
+        responses=RESPONSES,
+        openapi_extra=read.openapi(EXAMPLE),
+    )
+    async def infer_stream(request: Request) -> Response:
+        """Answer in parts: a server-sent event for each, as soon as the model has it."""
+        worker.admit()
+        upload = await read(request)
+        job = Job(partial(decode, upload), encode)
+        return await event_stream(worker.stream(job, gone=request.is_disconnected), request)
+
+    direct(app, infer_stream)
 
 
 def serve() -> None:

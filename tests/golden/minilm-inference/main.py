@@ -12,12 +12,13 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
+from pydantic import BaseModel
 
 from device import get_device
 from gpu import router as gpu_router
@@ -26,8 +27,9 @@ from inputs import Input, decode
 from limits import RESPONSES, NotReady, direct, env_bool, env_int, guard
 from observability import TELEMETRY, configure_logging, observe
 from replicas import run
+from streaming import EventStream, Streams, event_stream
 from uploads import Reader
-from worker import Bounds, Job, Worker, answer_each
+from worker import Bounds, Job, Worker, answer_each, stream_each
 
 PORT = env_int("PORT", 8000)
 MAX_UPLOAD_BYTES = env_int("MAX_UPLOAD_MB", 20, minimum=1) * 1024 * 1024
@@ -70,6 +72,13 @@ def predict(inputs: list[Input[Params]]) -> list[Output]:
     return model.predict(inputs)
 
 
+def stream(item: Input[Params]) -> Iterator[BaseModel]:
+    """Have the model answer in parts, where it can; on its own thread."""
+    if not isinstance(model, Streams):
+        raise NotReady
+    return model.stream(item)
+
+
 def encode(outputs: list[Output]) -> bytes:
     """Return the response's body: a request has one input, so one output."""
     return outputs[0].model_dump_json().encode()
@@ -83,14 +92,17 @@ def unload() -> None:
     model = None
 
 
+answer = partial(answer_each, predict)
+parts = partial(stream_each, stream)
 worker = Worker(
     load,
-    partial(answer_each, predict),
+    answer,
     Bounds(
         max_queue=MAX_QUEUE_SIZE,
         timeout=INFER_TIMEOUT_SECONDS,
         hang_limit=INFER_HANG_SECONDS,
     ),
+    stream=parts,
 )
 
 
@@ -148,6 +160,23 @@ async def infer(request: Request) -> Response:
 
 
 direct(app, infer)
+
+if issubclass(Model, Streams):
+
+    @app.post(
+        "/embed/stream",
+        response_class=EventStream,
+        responses=RESPONSES,
+        openapi_extra=read.openapi(EXAMPLE),
+    )
+    async def infer_stream(request: Request) -> Response:
+        """Answer in parts: a server-sent event for each, as soon as the model has it."""
+        worker.admit()
+        upload = await read(request)
+        job = Job(partial(decode, upload), encode)
+        return await event_stream(worker.stream(job, gone=request.is_disconnected), request)
+
+    direct(app, infer_stream)
 
 
 def serve() -> None:

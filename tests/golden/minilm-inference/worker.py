@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +30,7 @@ from limits import (
     DeadlineExceeded,
     NotReady,
     OutOfMemory,
+    TooSlow,
     is_out_of_memory,
 )
 
@@ -37,6 +39,9 @@ logger = logging.getLogger(__name__)
 TICK_SECONDS = 0.01
 GATHER_SECONDS = 0.004  # answers of quick calls go back together, no longer apart than this
 LOOK_SECONDS = 0.25  # how often to ask whether the clients of waiting requests are still there
+MAX_AHEAD = 1000  # items of a stream that its client has not taken yet
+
+END = None  # of a stream
 
 T = TypeVar("T")
 
@@ -55,6 +60,7 @@ class Job(Generic[T]):
 
 Predict = Callable[[list[Any]], list[Any]]
 Answer = Callable[[Sequence[Job[Any]]], list[Any]]
+Stream = Callable[[Job[Any]], Generator[Any, Any, None]]
 
 
 class ModelDied(Exception):
@@ -95,6 +101,26 @@ def answer_each(predict: Predict, jobs: Sequence[Job[Any]]) -> list[Any]:
         return job.encode(predicted(predict, job.decode()))
 
     return [attempt(partial(answer, job), job) for job in jobs]
+
+
+def stream_each(
+    stream: Callable[[Any], Iterator[Any]], job: Job[Any]
+) -> Generator[Any, None, None]:
+    """Yield the outputs for a request's one input as they come; last the error, where it failed."""
+
+    def encoded() -> Generator[Any, None, None]:
+        for item in job.decode():
+            for output in stream(item):
+                yield job.encode([output])
+
+    items = encoded()
+    try:
+        while (item := attempt(partial(next, items, END), job)) is not END:
+            yield item
+            if isinstance(item, Exception):
+                return
+    finally:
+        attempt(items.close, job)
 
 
 class Observer:
@@ -139,6 +165,48 @@ class Call:
         """Tell whether it has its answer, or is past its deadline."""
         return self.future.done() or self.deadline <= now
 
+    @property
+    def is_left(self) -> bool:
+        """Whether nobody waits for what the model has yet to say."""
+        return self.future.done()
+
+    def give(self, answer: Any) -> None:
+        """Hand over the answer, or the error in its place."""
+        if isinstance(answer, Exception):
+            self.future.set_exception(answer)
+        else:
+            self.future.set_result(answer)
+
+
+@dataclass(eq=False, slots=True)
+class StreamCall(Call):
+    """A request whose answer comes in items: the first by the future, the others one by one."""
+
+    items: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
+    has_ended: bool = False
+
+    @property
+    def is_left(self) -> bool:
+        """Whether nobody waits for what the model has yet to say."""
+        return self.has_ended or self.future.cancelled()
+
+    def give(self, answer: Any) -> None:
+        """Hand over the next item, the error in its place, or the end."""
+        self.has_ended |= answer is END or isinstance(answer, Exception)
+        if self.future.done():
+            self.items.put_nowait(answer)
+        else:
+            Call.give(self, answer)  # super() does not know a class with slots
+
+
+CallT = TypeVar("CallT", bound=Call)
+
+
+def give(call: Call, answer: Any) -> None:
+    """Hand an answer, or an item of one, to those who still wait for it."""
+    if not call.is_left:
+        call.give(answer)
+
 
 class Worker:
     """One daemon thread that loads the model, then answers requests in the order they came."""
@@ -148,6 +216,8 @@ class Worker:
         load: Callable[[], None],
         answer: Answer,
         bounds: Bounds,
+        *,
+        stream: Stream | None = None,
         kill: Callable[[], None] | None = None,
     ) -> None:
         """Take what loads the model, what answers by it, and what ends a call, where that can be.
@@ -157,6 +227,7 @@ class Worker:
         self.load = load
         self.answer = answer
         self.bounds = bounds
+        self.streams = stream
         self.kill = kill
         self.failed = False
         self.observer = Observer()
@@ -224,17 +295,7 @@ class Worker:
         Raises NotReady before the model is loaded, Busy where the queue is full, DeadlineExceeded
         after the timeout, OutOfMemory where the framework says so, and else what the job raised.
         """
-        if not self._has_loaded:
-            raise NotReady
-        self.admit()
-        call = Call(job, self._loop.create_future(), time.monotonic() + self.bounds.timeout, gone)
-        self._pending.append(call)
-        if not self._ticking:
-            self._ticking = True
-            self._loop.call_later(TICK_SECONDS, self._tick)
-        with self._changed:
-            self._waiting.append(call)
-            self._changed.notify()
+        call = self._enter(Call, job, gone)
         try:
             answer: T = await call.future
         except asyncio.CancelledError:
@@ -242,13 +303,51 @@ class Worker:
             raise
         return answer
 
+    async def stream(
+        self, job: Job[T], gone: Callable[[], Awaitable[bool]]
+    ) -> AsyncGenerator[T, None]:
+        """Yield the items of an answer as they come; who stops asking stops the model too.
+
+        Raises as `run` does. The deadline is for each item, and the place is taken until the end.
+        """
+        call = self._enter(StreamCall, job, gone)
+        try:
+            item = await call.future
+            while item is not END:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                item = await call.items.get()
+        finally:
+            call.has_ended = True
+            self._withdraw(call)
+
+    def _enter(
+        self, kind: type[CallT], job: Job[Any], gone: Callable[[], Awaitable[bool]]
+    ) -> CallT:
+        """Queue a request."""
+        if not self._has_loaded:
+            raise NotReady
+        self.admit()
+        call = kind(job, self._loop.create_future(), time.monotonic() + self.bounds.timeout, gone)
+        self._pending.append(call)
+        if not self._ticking:
+            self._ticking = True
+            self._loop.call_later(TICK_SECONDS, self._tick)
+        with self._changed:
+            self._waiting.append(call)
+            self._changed.notify()
+        return call
+
     def _tick(self) -> None:
         """Look after the calls on the event loop, as long as there are any."""
         request_id.set("")  # it runs in the context of the request that started it
         self._collect()
         now = time.monotonic()
         while self._pending and self._pending[0].is_over(now):
-            self._expire(self._pending.popleft())
+            self._expire(self._pending.popleft(), now)
+        for call in self._running:  # a stream's deadline moves on while it runs
+            self._expire(call, now)
         if self._waiting and not self._look and now - self._looked > LOOK_SECONDS:
             self._look = self._loop.create_task(self._drop_gone())
         self._watch(now)
@@ -256,19 +355,19 @@ class Worker:
         if self._ticking:
             self._loop.call_later(TICK_SECONDS, self._tick)
 
-    def _expire(self, call: Call) -> None:
-        """Tell the client of a call that it took too long."""
-        if not call.future.done():
+    def _expire(self, call: Call, now: float) -> None:
+        """Tell the client of a call that it took too long, if it did."""
+        if call.deadline <= now and not call.is_left:
             self._withdraw(call)
-            call.future.set_exception(DeadlineExceeded())
+            call.give(DeadlineExceeded())
             self.observer.timed_out()
 
     async def _drop_gone(self) -> None:
         """Drop the calls whose clients have left, so that work nobody wants is never done."""
         try:
             for call in list(self._waiting):
-                if await call.gone() and self._withdraw(call) and not call.future.done():
-                    call.future.set_exception(ClientDisconnect())
+                if await call.gone() and self._withdraw(call):
+                    give(call, ClientDisconnect())
         finally:
             self._looked = time.monotonic()
             self._look = None
@@ -301,8 +400,7 @@ class Worker:
             calls = list(self._waiting)
             self._waiting.clear()
         for call in calls:
-            if not call.future.done():
-                call.future.set_exception(NotReady("The service is stopping."))
+            give(call, NotReady("The service is stopping."))
 
     def _end_process(self) -> None:
         """Shut the server down as a supervisor would; `main` then exits with a status of 1."""
@@ -319,11 +417,15 @@ class Worker:
     def _answer(self, calls: list[Call]) -> bool:
         """Answer the calls together; False where the model could not be loaded again after that."""
         with self._changed:
-            self._running = calls = [call for call in calls if not call.future.done()]
+            self._running = calls = [call for call in calls if not call.is_left]
         if not calls:
             return True
+        start = time.monotonic()
         try:
-            answers = self.answer([call.job for call in calls])
+            if isinstance(calls[0], StreamCall):
+                answers = [self._answer_stream(calls[0])]
+            else:
+                answers = self.answer([call.job for call in calls])
         except ModelDied as error:
             if self._stopping:
                 return False
@@ -335,9 +437,26 @@ class Worker:
             return len(calls) == 1 and self._load()
         except Exception as error:  # noqa: BLE001 -- batch_key's, say; handed to the requests
             answers = [error] * len(calls)
-        self.observer.batch(len(calls), time.monotonic() - calls[0].started)
+        self.observer.batch(len(calls), time.monotonic() - start)
         self._hand_over(calls, answers)
         return True
+
+    def _answer_stream(self, call: StreamCall) -> Any:
+        """Hand over the items of a stream; return its end, or the error that ended it."""
+        if self.streams is None:
+            raise RuntimeError("This worker was given nothing that streams")
+        with closing(self.streams(call.job)) as items:
+            for item in items:
+                if isinstance(item, Exception):
+                    return item
+                if call.is_left:
+                    break
+                if call.items.qsize() > MAX_AHEAD:
+                    return TooSlow("The stream is not read as fast as it comes.")
+                call.started = time.monotonic()
+                call.deadline = call.started + self.bounds.timeout
+                self._hand_over([call], [item])
+        return END
 
     def _load(self) -> bool:
         self._is_loaded = False
@@ -368,15 +487,27 @@ class Worker:
                 if self.bounds.max_delay and self._waiting:
                     left = self._waiting[0].queued + self.bounds.max_delay - time.monotonic()
                     self._changed.wait_for(self._is_batch_full, left)
-                size = min(len(self._waiting), self.bounds.max_batch)
-                self._running = [self._waiting.popleft() for _ in range(size)]
+                self._running = self._take()
             now = time.monotonic()
             for call in self._running:
                 call.started = now
             return self._running
 
+    def _take(self) -> list[Call]:
+        """Take from the queue what goes into a batch; a stream is one by itself."""
+        batch: list[Call] = []
+        while self._waiting and len(batch) < self.bounds.max_batch:
+            if batch and isinstance(self._waiting[0], StreamCall):
+                break
+            batch.append(self._waiting.popleft())
+            if isinstance(batch[0], StreamCall):
+                break
+        return batch
+
     def _is_batch_full(self) -> bool:
-        return len(self._waiting) >= self.bounds.max_batch
+        return len(self._waiting) >= self.bounds.max_batch or any(
+            isinstance(call, StreamCall) for call in self._waiting
+        )
 
     def _hand_over(self, calls: list[Call], answers: list[Any]) -> None:
         """Hand answers to the event loop: at once if no other call waits, else in groups."""
@@ -393,12 +524,10 @@ class Worker:
         """Give the answers to those who wait for them; runs on the event loop."""
         while self._answered:
             call, answer = self._answered.popleft()
-            if call.future.done():
+            if call.is_left:
                 request_id.set(call.job.request_id)
                 seconds = time.monotonic() - call.queued
                 outcome = f"failed: {answer!r}" if isinstance(answer, Exception) else "ended"
                 logger.warning("A call %s %.1f s after it came; nobody waits", outcome, seconds)
-            elif isinstance(answer, Exception):
-                call.future.set_exception(answer)
             else:
-                call.future.set_result(answer)
+                call.give(answer)

@@ -149,9 +149,10 @@ def unload() -> None:
     model = None
 
 
+answer = partial(answer_each, predict)
 worker = Worker(
     load,
-    partial(answer_each, predict),
+    answer,
     Bounds(
         max_queue=MAX_QUEUE_SIZE,
         timeout=INFER_TIMEOUT_SECONDS,

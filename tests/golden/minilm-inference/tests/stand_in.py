@@ -8,6 +8,7 @@ import os
 import runpy
 import sys
 import time
+from collections.abc import Iterator
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -38,7 +39,7 @@ def start(answer: str, folder: Path, env: dict[str, str]) -> BaseProcess:
     """Start one, whose folder has its log and the Python code that it runs.
 
     That is start.py before anything else, load.py when it is loaded, and predict.py in each call;
-    then it answers with this JSON.
+    then it answers with this JSON. A stream has three such parts, with predict.py before each.
     """
     text = SCRIPT.format(paths=[str(TESTS.parent), str(TESTS)], answer=answer)
     (folder / "service.py").write_text(text)
@@ -76,6 +77,11 @@ def take_place(folder: Path, answer: str) -> Any:
         def predict(self, inputs: list[object]) -> list[object]:
             run("predict.py", self=self)
             return [main.Output.model_validate_json(answer)] * len(inputs)
+
+        def stream(self, _item: object) -> Iterator[object]:
+            for part in range(3):
+                run("predict.py", self=self, part=part)
+                yield main.Output.model_validate_json(answer)
 
         def close(self) -> None:
             (folder / "closed").touch()

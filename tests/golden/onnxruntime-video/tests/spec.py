@@ -68,6 +68,7 @@ REQUIREMENTS = {
     58: "`GET /metrics`",
     59: "A request id",
     60: "`LOG_FORMAT`, text",
+    61: "An answer in parts",
 }
 
 # Requirements that no live process shows, and what keeps them.

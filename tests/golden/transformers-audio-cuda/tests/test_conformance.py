@@ -768,3 +768,68 @@ def test_ms_60_wrong_format_is_named(launcher: Launcher, stand_in: Service, answ
     assert running.wait_for_exit() != 0
     [line] = running.log.splitlines()
     assert line.startswith("LOG_FORMAT must be")
+
+
+def stream(service: Service, samples: Samples) -> list[tuple[str, Any]]:
+    """Return the names and data of the events that a valid request gets."""
+    response = ask_for_stream(service, samples, samples.valid)
+    assert response.headers["content-type"].partition(";")[0] == "text/event-stream"
+    found = []
+    for block in response.text.removesuffix("\n\n").split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines())
+        found.append((fields.get("event", ""), json.loads(fields["data"])))
+    return found
+
+
+def for_stream(service: Service, samples: Samples, request: Request) -> Request:
+    """Return the request as it goes to the streaming route, if the service has one."""
+    route = f"{samples.route}/stream"
+    if route not in service.client.get("/openapi.json").json()["paths"]:
+        pytest.skip("the model answers in one piece")
+    return request | {"url": route}
+
+
+def ask_for_stream(service: Service, samples: Samples, request: Request) -> httpx.Response:
+    """Send a request to the streaming route."""
+    return service.client.post(**for_stream(service, samples, request))
+
+
+def test_ms_61_parts(stand_in: Service, samples: Samples, answer: str) -> None:
+    """Each part is an event like the answer, and the last event says that it is complete."""
+    assert stream(stand_in, samples) == [("", json.loads(answer))] * 3 + [("end", {})]
+
+
+def test_ms_61_as_it_comes(model: Service, samples: Samples) -> None:
+    """A part is there before the next is made; a client that then leaves stops the model."""
+    touch = "(folder / f'part-{part}').touch(); time.sleep(0.5 * part)"
+    model.predict_does(f"if 'part' in globals(): {touch}")
+    request = for_stream(model, samples, samples.valid)
+    with model.client.stream("POST", **request) as response:
+        next(response.iter_lines())
+        assert not (model.folder / "part-2").exists()
+    ask(model, samples.valid).raise_for_status()
+    assert not (model.folder / "part-2").exists()
+
+
+def test_ms_61_refused(stand_in: Service, samples: Samples) -> None:
+    """What is refused before the first part has the status that it has elsewhere."""
+    assert ask_for_stream(stand_in, samples, samples.missing).status_code == 422
+
+
+def test_ms_61_failure_on_the_way(model: Service, samples: Samples) -> None:
+    """A failure after the first part is an event with the status it would have had."""
+    model.predict_does("if part: raise KeyError('of the model')")
+    [_, (name, failure)] = stream(model, samples)
+    assert (name, failure["status"], failure["detail"]) == ("error", 500, "Internal server error.")
+    model.wait_for_log(failure["error_id"])
+
+
+def test_ms_61_deadline(launcher: Launcher, answer: str, samples: Samples) -> None:
+    """INFER_TIMEOUT_SECONDS is the time for a part, not for all."""
+    running = launcher.start_stand_in(answer, INFER_TIMEOUT_SECONDS="1", WARMUP="0")
+    running.wait_until("/ready", 200)
+    running.predict_does("time.sleep(0.6)")
+    assert stream(running, samples)[-1] == ("end", {})
+    running.predict_does("time.sleep(1.6 * part)")
+    [_, (name, failure)] = stream(running, samples)
+    assert (name, failure["status"]) == ("error", 504)
