@@ -31,9 +31,8 @@ class Connection(asyncio.Protocol):
         self.parser = httptools.HttpResponseParser(self)
         self.sent = 0.0
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait to be used."""
-        assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self.crowd.idle.append(self)
 

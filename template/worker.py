@@ -37,8 +37,10 @@ from limits import (
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.01
-GATHER_SECONDS = 0.004  # answers of quick calls go back together, no longer apart than this
+GATHER_SECONDS = 0.01  # while requests queue, answers go back together, no longer apart than this
 LOOK_SECONDS = 0.25  # how often to ask whether the clients of waiting requests are still there
+LOOP_SHARE = 0.1  # of the time that the event loop may use while it refuses requests
+MAX_PAUSE_SECONDS = 0.03
 MAX_AHEAD = 1000  # items of a stream that its client has not taken yet
 
 END = None  # of a stream
@@ -58,6 +60,7 @@ class Job(Generic[T]):
     request_id: str = field(default_factory=request_id.get)
 
 
+Headers = list[tuple[bytes, bytes]]
 Predict = Callable[[list[Any]], list[Any]]
 Answer = Callable[[Sequence[Job[Any]]], list[Any]]
 Stream = Callable[[Job[Any]], Generator[Any, Any, None]]
@@ -137,6 +140,10 @@ class Observer:
 
     def restarted(self) -> None:
         """Hear that the model's process was lost, and the model is loaded again."""
+
+    def refused(self, route: str, headers: Headers) -> Headers:  # noqa: ARG002
+        """Hear that a request was refused before the app saw it; return headers for its answer."""
+        return []
 
 
 @dataclass(frozen=True)
@@ -230,6 +237,7 @@ class Worker:
         self.streams = stream
         self.kill = kill
         self.failed = False
+        self.refused = 0  # requests, for want of a place
         self.observer = Observer()
         self._has_loaded = self._is_loaded = False
         self._changed = threading.Condition()
@@ -240,7 +248,14 @@ class Worker:
         self._pending: deque[Call] = deque()  # in the order of their deadlines
         self._ticking = self._stopping = self._draining = False
         self._looked = 0.0
+        self._refused_before = 0
+        self._loop_seconds = 0.0
         self._look: asyncio.Task[None] | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no place for another request."""
+        return len(self._waiting) >= self.bounds.max_queue
 
     @property
     def waiting(self) -> int:
@@ -282,12 +297,19 @@ class Worker:
         running = self._running
         if running and all(call.deadline < time.monotonic() for call in running):
             raise NotReady("The model hangs in a call that is past its deadline.")
-        self.admit()
+        if self.is_full:
+            raise Busy
 
     def admit(self) -> None:
         """Raise Busy where the queue is full, for a request whose body is not read yet."""
-        if len(self._waiting) >= self.bounds.max_queue:
+        if self.is_full:
+            self.refused += 1
             raise Busy
+
+    def refuse(self, route: str, headers: Headers) -> Headers:
+        """Note that a request with these headers was refused; return more for its answer."""
+        self.refused += 1
+        return self.observer.refused(route, headers)
 
     async def run(self, job: Job[T], gone: Callable[[], Awaitable[bool]]) -> T:
         """Return the answer; `gone` tells whether anybody still waits for it.
@@ -351,9 +373,22 @@ class Worker:
         if self._waiting and not self._look and now - self._looked > LOOK_SECONDS:
             self._look = self._loop.create_task(self._drop_gone())
         self._watch(now)
+        self._give_way()
         self._ticking = bool(self._pending or self._running)
         if self._ticking:
             self._loop.call_later(TICK_SECONDS, self._tick)
+
+    def _give_way(self) -> None:
+        """Leave the processor to the model when many requests are refused.
+
+        Where both have one core, a crowd that asks again and again would keep the event loop so
+        busy with refusals that few answers are left. It refuses them in bursts instead.
+        """
+        if self.refused != self._refused_before:
+            used = time.thread_time() - self._loop_seconds
+            time.sleep(min(used / LOOP_SHARE - used, MAX_PAUSE_SECONDS))
+            self._refused_before = self.refused
+        self._loop_seconds = time.thread_time()
 
     def _expire(self, call: Call, now: float) -> None:
         """Tell the client of a call that it took too long, if it did."""

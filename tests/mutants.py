@@ -276,7 +276,12 @@ MUTANTS = [
         "no-time-to-retry",
         (LIMITS, '"Too many requests are waiting.", 1', '"Too many requests are waiting.", None'),
     ),
-    mutant(48, "body-read-first", (MAIN, "    worker.admit()\n", "")),
+    mutant(
+        48,
+        "body-read-first",
+        (MAIN, "    worker.admit()\n", ""),
+        (SERVER, "if not self.worker.is_full or", "if True or"),
+    ),
     mutant(49, "hangs-on", (WORKER, "if hung and not self.failed:", "if False:")),
     mutant(49, "ends-as-if-all-were-well", (WORKER, "        self.failed = True\n", "")),
     mutant(
@@ -319,7 +324,7 @@ MUTANTS = [
     mutant(58, "worker-not-observed", (METRICS, '"model_queue_depth"', '"model_queue"')),
     mutant(58, "requests-not-counted", (OBSERVABILITY, "self.metrics.requested", "print")),
     mutant(59, "not-returned", (OBSERVABILITY, '(b"x-request-id", own', '(b"x-id", own')),
-    mutant(59, "any-id-is-taken", (OBSERVABILITY, 'rb"[!-~]{1,128}"', 'rb".*"')),
+    mutant(59, "any-id-is-taken", (METRICS, 'rb"[!-~]{1,128}"', 'rb".*"')),
     mutant(
         59,
         "not-for-the-model",

@@ -1,5 +1,6 @@
 """More than the model can do, and more than fits into memory."""
 
+import re
 import socket
 import time
 from collections import Counter
@@ -11,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from live import Live, live
+from live import Live, live, wait_for
 from slow import ask, document, slow_service
 from updating import python
 
@@ -20,6 +21,7 @@ CALL_SECONDS = 0.05
 SECONDS = 3
 CLIENTS = 60  # each asks again at once: many times what the model can do
 MAX_GROWTH_MB = 50
+REFUSED = re.compile("Requests refused, for the queue was full: ([0-9]+)")
 
 
 @pytest.fixture(scope="module", params=["thread", "process"])
@@ -70,6 +72,41 @@ def test_overload(folder: Path, tmp_path: Path) -> None:
         assert statuses[503] > statuses[200] > MAX_QUEUE_SIZE
         assert resident_mb(service) - before < MAX_GROWTH_MB
         assert ask(service.url).status_code == 200
+
+
+def test_refused_at_the_door(folder: Path, tmp_path: Path) -> None:
+    """A refusal that the app does not see is like one that it makes, and is counted."""
+    with (
+        started(folder, tmp_path / "log", MAX_QUEUE_SIZE="1") as service,
+        ThreadPoolExecutor() as pool,
+    ):
+        taken = [pool.submit(ask, service.url, 2.0) for _ in range(2)]
+        wait_for(lambda: service.client.get("/ready").status_code == 503, seconds=30)
+        headers = {"X-Request-ID": "mine"}
+        door = ask(service.url, headers=headers)
+        app = ask(service.url, headers=headers | {"Origin": "https://elsewhere"})
+        for answer in (door, app):
+            assert answer.status_code == 503
+            assert answer.json() == {"detail": "Too many requests are waiting."}
+        assert app.headers["Access-Control-Allow-Origin"] == "*"
+        named = {"access-control-allow-origin", "access-control-allow-credentials", "vary"}
+        assert set(app.headers) - named == set(door.headers)
+        assert door.headers["X-Request-ID"] == "mine"
+        assert {call.result().status_code for call in taken} == {200}
+        counted = 'http_requests_total{method="POST",route="/infer",status="503"} 2.0'
+        assert counted in service.client.get("/metrics").text
+        wait_for(lambda: sum(map(int, REFUSED.findall(service.log))) == 2, seconds=30)
+
+
+def test_declared_size_comes_first(folder: Path, tmp_path: Path) -> None:
+    """What is too large is 413 although the queue is full: to come again would not help."""
+    env = {"MAX_QUEUE_SIZE": "1", "MAX_UPLOAD_MB": "1"}
+    with started(folder, tmp_path / "log", **env) as service, ThreadPoolExecutor() as pool:
+        for _ in range(2):
+            pool.submit(ask, service.url, 2.0)
+        wait_for(lambda: service.client.get("/ready").status_code == 503, seconds=30)
+        assert service.client.post("/infer", content=2_000_000 * b" ").status_code == 413
+        assert service.client.post("/no-such").status_code == 404
 
 
 def test_many_large_bodies(folder: Path, tmp_path: Path) -> None:

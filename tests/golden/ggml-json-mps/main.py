@@ -29,6 +29,7 @@ from inputs import Input, decode
 from limits import RESPONSES, BadInput, CannotLoad, NotReady, direct, env_bool, env_int, guard
 from observability import TELEMETRY, configure_logging, observe
 from replicas import run
+from server import Door
 from streaming import EventStream, Streams, event_stream
 from uploads import Reader
 from worker import Bounds, Job, Worker, answer_each, stream_each
@@ -302,7 +303,8 @@ if issubclass(Model, Streams):
 
 def serve() -> None:
     """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
-    sys.exit(run(app, worker, port=PORT, timeout=INFER_TIMEOUT_SECONDS))
+    door = Door(worker, "/infer", max_bytes=MAX_UPLOAD_BYTES)
+    sys.exit(run(app, door, port=PORT, timeout=INFER_TIMEOUT_SECONDS))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn import Config
 
-from server import DrainingServer, configure
+from server import Door, DrainingServer, configure
 from threads import WORKERS
 from worker import Worker
 
@@ -145,9 +145,10 @@ class Replicas:
             os.kill(process, signal.SIGTERM)
 
 
-def run(app: FastAPI, worker: Worker, *, port: int, timeout: int) -> int:
+def run(app: FastAPI, door: Door, *, port: int, timeout: int) -> int:
     """Serve until SIGTERM, and return the exit status: 1 where the model cannot go on, else 0."""
-    config = configure(app, port=port, timeout=timeout)
+    config = configure(app, door, port=port, timeout=timeout)
+    worker = door.worker
     with suppress(KeyboardInterrupt):
         if WORKERS == 1:
             DrainingServer(config, worker).run()

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 import sys
 import time
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from fastapi.telemetry import TelemetryConfig
 from opentelemetry.trace import get_current_span
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from metrics import PROBES, Metrics, create_router, method_of, route_of
+from metrics import PROBES, Metrics, accept_id, create_router, method_of, route_of
 from worker import Worker, request_id
 
 LOG_FORMAT = os.getenv("LOG_FORMAT", "text").lower()
@@ -34,14 +33,6 @@ access = logging.getLogger("access")
 STANDARD = {*vars(logging.makeLogRecord({})), "message", "taskName", "color_message"}
 
 
-def accept_id(scope: Scope) -> str:
-    """Return the request's X-Request-ID where it is fit to be logged, else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and re.fullmatch(rb"[!-~]{1,128}", value):
-            return str(value, "ascii")
-    return os.urandom(16).hex()
-
-
 class Observe:
     """Middleware that gives each request an id, and tells of it when it is answered."""
 
@@ -55,7 +46,7 @@ class Observe:
             await self.app(scope, receive, send)
             return
         start = time.perf_counter()
-        own_id = accept_id(scope)
+        own_id = accept_id(scope["headers"])
         request_id.set(own_id)
         span = get_current_span()
         if span.is_recording():

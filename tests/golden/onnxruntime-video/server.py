@@ -4,14 +4,17 @@ import asyncio
 import logging
 import os
 import socket
+from dataclasses import dataclass
+from functools import partial
 from types import FrameType
+from typing import Any
 
 from fastapi import FastAPI
 from uvicorn import Config, Server
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from limits import REQUEST_TIMEOUT_SECONDS, env_int
-from worker import Worker
+from limits import REQUEST_TIMEOUT_SECONDS, Busy, ErrorBody, env_int
+from worker import Headers, Worker
 
 DRAIN_SECONDS = env_int("DRAIN_SECONDS", 0)
 MAX_CONNECTIONS = env_int("MAX_CONNECTIONS", 800, minimum=1)
@@ -23,7 +26,38 @@ KEEP_ALIVE_SECONDS = 75
 MAX_HEAD_BYTES = 64 * 1024
 CHECK_SECONDS = 0.5
 
+BUSY = ErrorBody(detail=Busy.reason).model_dump_json().encode()
+BUSY_HEAD = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: %d\r\n" % Busy.retry_after
+BUSY_TAIL = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(BUSY), BUSY)
+
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where requests for the model come in, and what may come."""
+
+    worker: Worker
+    route: str
+    max_bytes: int
+
+    def refuses(self, method: bytes, path: bytes, headers: Headers) -> bool:
+        """Tell whether a request has no place, and nobody else would have a word to say to that."""
+        if not self.worker.is_full or method != b"POST" or path.decode() != self.route:
+            return False
+        named = dict(headers)
+        size = named.get(b"content-length", b"0")
+        return b"origin" not in named and size.isdigit() and int(size) <= self.max_bytes
+
+
+class Refused(RequestResponseCycle):
+    """In the place of the answer to a request that the app never saw."""
+
+    response_complete = True
+    more_body = False
+
+    def __init__(self) -> None:
+        self.message_event = asyncio.Event()
 
 
 class Connection(HttpToolsProtocol):
@@ -36,6 +70,11 @@ class Connection(HttpToolsProtocol):
     since: float
     head_bytes = 0
     _last_cycle: RequestResponseCycle | None = None
+
+    def __init__(self, *, door: Door, **options: Any) -> None:
+        """Take the door besides what uvicorn gives."""
+        super().__init__(**options)
+        self.door = door
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection; where there are too many, the one that waited longest goes."""
@@ -57,6 +96,24 @@ class Connection(HttpToolsProtocol):
         self.head_bytes += len(data)
         if self.head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("The head of the request is too large.")
+
+    def on_headers_complete(self) -> None:
+        """Have the request answered; or refuse it here, where there is no place for it.
+
+        Through the app a refusal costs several times as much: when most are refused, so much that
+        the model on the same core would have answered a good part of them.
+        """
+        path = self.url.partition(b"?")[0]
+        refuses = self.door.refuses(self.parser.get_method(), path, self.headers)
+        if not (refuses and self.is_idle and self.parser.should_keep_alive()):
+            super().on_headers_complete()
+            return
+        told = self.door.worker.refuse(self.door.route, self.headers)
+        lines = [b"%b: %b\r\n" % line for line in (*self.server_state.default_headers, *told)]
+        self.transport.write(BUSY_HEAD + b"".join(lines) + BUSY_TAIL)
+        self.scope["path"] = self.door.route  # its head is complete
+        self.cycle = Refused()
+        self.on_response_complete()
 
     @property
     def is_idle(self) -> bool:
@@ -106,8 +163,12 @@ class DrainingServer(Server):
         self._checks = asyncio.create_task(self._check_connections())
 
     async def _check_connections(self) -> None:
+        refused = 0
         while True:
             await asyncio.sleep(CHECK_SECONDS)
+            if refused != self.worker.refused:
+                count, refused = self.worker.refused - refused, self.worker.refused
+                logger.warning("Requests refused, for the queue was full: %d", count)
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Connection):
                     connection.check()
@@ -127,13 +188,14 @@ class DrainingServer(Server):
         await super().shutdown(sockets)
 
 
-def configure(app: FastAPI, *, port: int, timeout: int) -> Config:
+def configure(app: FastAPI, door: Door, *, port: int, timeout: int) -> Config:
     """Say what is served where; a request may take so many seconds once it has come."""
+    connection: Any = partial(Connection, door=door)
     return Config(
         app,
         host="0.0.0.0",  # noqa: S104 -- a container is reached from outside
         port=port,
-        http=Connection,
+        http=connection,
         log_config=None,
         proxy_headers=False,  # nothing here asks for the client's address
         timeout_keep_alive=KEEP_ALIVE_SECONDS,

@@ -1,5 +1,7 @@
 """`GET /metrics`: requests, the model's work, the GPUs' memory and the process, for Prometheus."""
 
+import os
+import re
 from collections.abc import Callable, Iterator
 
 from fastapi import APIRouter, Response
@@ -19,7 +21,7 @@ from prometheus_client.registry import Collector
 from starlette.types import Scope
 
 from gpu import read_gpus
-from worker import Observer, Worker
+from worker import Headers, Observer, Worker
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -42,6 +44,14 @@ def route_of(scope: Scope) -> str:
     # Refused before it came to a route, or none of FastAPI's.
     path: str = scope["path"]
     return path if path in (getattr(route, "path", "") for route in scope["app"].routes) else OTHER
+
+
+def accept_id(headers: Headers) -> str:
+    """Return the request's X-Request-ID where it is fit to be logged, else a new one."""
+    for name, value in headers:
+        if name == b"x-request-id" and re.fullmatch(rb"[!-~]{1,128}", value):
+            return str(value, "ascii")
+    return os.urandom(16).hex()
 
 
 class Metrics(Observer):
@@ -113,6 +123,11 @@ class Metrics(Observer):
     def restarted(self) -> None:
         """Count one worker that was replaced."""
         self._restarts.inc()
+
+    def refused(self, route: str, headers: Headers) -> Headers:
+        """Count one request that the app has not seen; its answer gets an id as all others."""
+        self.requested("POST", route, 503, 0.0)
+        return [(b"x-request-id", accept_id(headers).encode())]
 
     def _show(self, name: str, about: str, value: Callable[[], int]) -> None:
         """Add a gauge that is read when it is asked for."""

@@ -28,6 +28,7 @@ from inputs import CONTENT_TYPES, Input, decode
 from limits import RESPONSES, BadInput, CannotLoad, NotReady, direct, env_bool, env_int, guard
 from observability import TELEMETRY, configure_logging, observe
 from replicas import run
+from server import Door
 from uploads import Reader
 from worker import Bounds, Job, Worker, answer_each
 
@@ -220,7 +221,8 @@ direct(app, infer)
 
 def serve() -> None:
     """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
-    sys.exit(run(app, worker, port=PORT, timeout=INFER_TIMEOUT_SECONDS))
+    door = Door(worker, "/transcribe", max_bytes=MAX_UPLOAD_BYTES)
+    sys.exit(run(app, door, port=PORT, timeout=INFER_TIMEOUT_SECONDS))
 
 
 if __name__ == "__main__":
