@@ -9,6 +9,7 @@ import re
 import signal
 from contextlib import ExitStack
 
+from overload import floods
 from peers import HOME
 from processes import Sample, Server, load, offline, serving
 from report import core_share, machine, medians, write
@@ -65,7 +66,7 @@ def take(
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="b1, b2, b3, b4; several with commas")
+    parser.add_argument("--only", default="", help="b1 to b5; several with commas")
     parser.add_argument("--subjects", default="", help="a pattern of the names of those to run")
     parser.add_argument("--seconds", type=int, default=3, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
@@ -83,6 +84,8 @@ def main() -> None:
                 if re.search(arguments.subjects, subject.name)
             ]
             samples = measure(every[name], subjects, arguments.seconds, arguments.repeats)
+        elif name == "b5":
+            samples = floods(every[name].subjects(), 2 * arguments.seconds, arguments.repeats)
         else:
             samples = starts(arguments.repeats)
         results[name] = samples

@@ -17,6 +17,7 @@ import httptools  # type: ignore[import-not-found]  # of the peers' environments
 import uvloop  # type: ignore[import-not-found]
 
 OK = 200
+WARM_UP_SECONDS = 1
 
 
 class Connection(asyncio.Protocol):
@@ -85,6 +86,13 @@ class Crowd:
         """Note an answer."""
         (self.good if status == OK else self.refused).append(seconds)
 
+    async def warm_up(self, rate: float) -> None:
+        """Send for a while, and forget what came back: the queue was empty at first."""
+        await self.send(rate, WARM_UP_SECONDS)
+        self.good.clear()
+        self.refused.clear()
+        self.lost = self.unsent = 0
+
     async def send(self, rate: float, seconds: float) -> None:
         """Send so many requests per second, for so long."""
         start = time.perf_counter()
@@ -99,7 +107,6 @@ class Crowd:
                 else:
                     self.unsent += 1
             await asyncio.sleep(0.001)
-        self.is_over = True
 
 
 def milliseconds(seconds: list[float], percentile: int) -> float:
@@ -127,7 +134,9 @@ async def main() -> None:
     for _ in range(options.connections):
         crowd.open()
     await asyncio.gather(*crowd.tasks)
+    await crowd.warm_up(options.rate)
     await crowd.send(options.rate, options.seconds)
+    crowd.is_over = True
     result = {
         "rate": len(crowd.good) / options.seconds,
         "refusals": len(crowd.refused) / options.seconds,

@@ -166,11 +166,17 @@ def b3() -> list[Subject]:
     ]
 
 
+def b5() -> list[Subject]:
+    """Sentence embeddings, of those that put requests into batches."""
+    return [subject for subject in b3() if subject.request and "no batching" not in subject.name]
+
+
 BENCHMARKS = [
     Benchmark("b1", "B1: a model that does nothing, small JSON", b1),
     Benchmark("b2", "B2: a JPEG, a small CNN, about 1 ms of work", b2),
     Benchmark("b3", "B3: sentence embeddings by MiniLM on torch", b3, (1, 64), stretch=2),
     Benchmark("b4", "B4: starting, with the model of B1", b1, ()),
+    Benchmark("b5", "B5: ten times as many requests as can be answered", b5, ()),
 ]
 
 

@@ -25,9 +25,13 @@ HEAD = b"POST /infer HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a rendered service that takes as long as a request says."""
-    return slow_service(tmp_path_factory.mktemp("chaos") / "service")
+    isolation = getattr(request, "param", "thread")
+    return slow_service(tmp_path_factory.mktemp("chaos") / "service", isolation=isolation)
+
+
+in_both = pytest.mark.parametrize("folder", ["thread", "process"], indirect=True)
 
 
 @contextmanager
@@ -255,6 +259,7 @@ def served(service: Live) -> bool:
         return False
 
 
+@in_both
 def test_client_leaves_the_queue(folder: Path, tmp_path: Path) -> None:
     """A client that leaves while it waits frees its place, and its work is never done."""
     with (
@@ -273,6 +278,7 @@ def test_client_leaves_the_queue(folder: Path, tmp_path: Path) -> None:
         assert "ERROR" not in service.log
 
 
+@in_both
 def test_client_leaves_its_body(folder: Path, tmp_path: Path) -> None:
     """Clients that leave in the middle of a body take no place, and leave a quiet line each."""
     with started(folder, tmp_path / "log", MAX_QUEUE_SIZE="1") as service:

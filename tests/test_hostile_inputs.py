@@ -140,9 +140,15 @@ class Service:
         return self.upload(self.example, TYPES[self.media])
 
     def megabytes(self, name: str) -> int:
-        """Return how much memory the process has (VmRSS), or had at its peak (VmHWM)."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
-        return int(re.findall(rf"{name}:\s+(\d+) kB", status)[0]) // 1024
+        """Return how much memory its processes have (VmRSS), or had at their peaks (VmHWM)."""
+        pid = self.process.pid
+        found = Path("/proc", str(pid), "task").glob("*/children")
+        children = " ".join(path.read_text(encoding="utf-8") for path in found).split()
+        kilobytes = 0
+        for process in (str(pid), *children):
+            status = Path("/proc", process, "status").read_text(encoding="utf-8")
+            kilobytes += int(re.findall(rf"{name}:\s+(\d+) kB", status)[0])
+        return kilobytes // 1024
 
 
 @cache
@@ -152,13 +158,14 @@ def python() -> str:
 
 
 @pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Service]]:
-    """Return a function that starts the service of an input kind, once."""
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], Service]]:
+    """Return a function that starts the service of an input kind and isolation, once."""
     stack = ExitStack()
 
     @cache
-    def start(kind: str) -> Service:
+    def start(kind: str, isolation: str) -> Service:
         answers = {"model_type": "custom", "input_kind": kind, "accelerator": "cpu"}
+        answers["isolation"] = isolation
         folder = render(tmp_path_factory.mktemp("hostile") / kind, answers)
         running = stack.enter_context(live(folder, python(), folder / "log", **LIMITS))
         service = Service(kind, folder, running.process, running.ready())
@@ -170,12 +177,20 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
 
 
 @pytest.fixture
-def service(kind: str, services: Callable[[str], Service]) -> Iterator[Service]:
+def isolation() -> str:
+    """Return where the model runs, unless a test says."""
+    return "thread"
+
+
+@pytest.fixture
+def service(
+    kind: str, isolation: str, services: Callable[[str, str], Service]
+) -> Iterator[Service]:
     """Return the service of the kind; whatever a test does to it, it goes on as before.
 
     It keeps its memory, answers /health and the real example, and has logged no error.
     """
-    running = services(kind)
+    running = services(kind, isolation)
     logged, peak = len(running.log), running.megabytes("VmHWM")
     yield running
     assert running.client.get("/health").status_code == 200
@@ -639,6 +654,7 @@ def bases(service: Service, media: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in files}
 
 
+@pytest.mark.parametrize("isolation", ["thread", "process"])
 @every(KINDS)
 def test_corpus(service: Service, media: Path) -> None:
     """More than 500 broken files and bombs are refused or answered, and leave no memory behind.

@@ -145,7 +145,6 @@ def test_process_1(folder: Path, tmp_path: Path, *, hangs: bool) -> None:
         assert service.process.wait(PATIENCE_SECONDS) == 0
 
 
-@pytest.mark.parametrize("folder", ["thread"], indirect=True)
 @pytest.mark.parametrize("proxy", [small_proxy, haproxy])
 def test_rolling_restart(
     proxy: Callable[[Path, list[str]], AbstractContextManager[str]], folder: Path, tmp_path: Path
