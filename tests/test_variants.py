@@ -293,4 +293,6 @@ def unseen(variant: Variant) -> set[str]:
         numbers |= {58, 59, 60}
     if variant.input_kind == "json":
         numbers.add(52)
+    if variant.input_kind != "json" or variant.model_type != "ggml":
+        numbers.add(61)
     return {f"MS-{number}" for number in numbers}
