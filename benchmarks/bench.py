@@ -83,7 +83,8 @@ def main() -> None:
                 for subject in every[name].subjects()
                 if re.search(arguments.subjects, subject.name)
             ]
-            samples = measure(every[name], subjects, arguments.seconds, arguments.repeats)
+            turns = every[name].turns * arguments.repeats
+            samples = measure(every[name], subjects, arguments.seconds, turns)
         elif name == "b5":
             samples = floods(every[name].subjects(), 2 * arguments.seconds, arguments.repeats)
         else:

@@ -255,10 +255,10 @@ def introduction(about: Mapping[str, Any], results: Mapping[str, list[Sample]]) 
         f"""**Method**: the servers of a benchmark take turns; while one is measured, the others are
         stopped. A turn is a second of warm-up and {seconds} s for each number of connections,
         in B3 twice that.
-        Figures are medians of {repeats} turns. Before each measurement the answer is compared with
-        the one that it must be, and an error during it fails the run. The loops that have no
-        service around them got {core_share(results):.0%} of their core; the rest went to something
-        else on the machine.""",
+        Figures are medians of {repeats} turns, in B2 of twice as many. Before each measurement the
+        answer is compared with the one that it must be, and an error during it fails the run. The
+        loops that have no service around them got {core_share(results):.0%} of their core; the
+        rest went to something else on the machine.""",
         """**CPU** is the processor time of all the server's processes per request. It tells how
         much work a framework does, also where its processes wait for each other.""",
         """**Configuration**: for every framework the best one found, without access logs. This
