@@ -49,6 +49,7 @@ ALWAYS = {
     "k8s.yaml",
     "limits.py",
     "main.py",
+    "openapi_export.py",
     "pyproject.toml",
     "replicas.py",
     "server.py",

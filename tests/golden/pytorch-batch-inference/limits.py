@@ -311,6 +311,8 @@ def inline_refs(schema: dict[str, Any]) -> dict[str, Any]:
         if name in definitions:  # a field's own default and description stand beside its $ref
             beside = {key: value for key, value in node.items() if key != "$ref"}
             return resolve({**definitions[name], **beside}, seen | {name})
-        return {key: resolve(value, seen) for key, value in node.items() if key != "$defs"}
+        # A discriminator tells schemas apart by their names, which are gone.
+        gone = {"$defs", "discriminator"} if "oneOf" in node else {"$defs"}
+        return {key: resolve(value, seen) for key, value in node.items() if key not in gone}
 
     return cast("dict[str, Any]", resolve(schema, frozenset()))

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from operator import attrgetter
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -172,6 +173,7 @@ app = FastAPI(
     summary="Follows the ML Microservice Spec 1.0.0.",
     description="A machine-learning model behind an HTTP API",
     version="0.1.0",
+    generate_unique_id_function=attrgetter("name"),  # the names of a generated client's methods
     lifespan=lifespan,
     telemetry=TELEMETRY,
 )
