@@ -278,16 +278,19 @@ def guard(app: FastAPI, max_bytes: int) -> None:
 def direct(app: FastAPI, endpoint: Callable[[Request], Awaitable[Response]]) -> None:
     """Take an endpoint past FastAPI's dependencies, of which it has none.
 
-    It stays in the OpenAPI document; its way becomes half as long.
+    It stays in the OpenAPI document, and comes first, as the router looks at one route after the
+    other; its way becomes half as long.
     """
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         response = await endpoint(Request(scope, receive))
         await response(scope, receive, send)
 
-    for route in app.routes:
+    for route in list(app.routes):
         if isinstance(route, APIRoute) and route.endpoint is endpoint:
             route.app = answer
+            app.routes.remove(route)
+            app.routes.insert(0, route)
 
 
 def field_errors(error: ValidationError) -> list[dict[str, Any]]:

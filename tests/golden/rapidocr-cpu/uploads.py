@@ -58,7 +58,8 @@ class Reader(Generic[ParamsT]):
         """
         header = request.headers.get("content-type", "")
         content_type = essence(header)
-        fields = self._fields(request.query_params.multi_items())
+        query = request.scope["query_string"]
+        fields = self._fields(request.query_params.multi_items()) if query else {}
         body = await request.body()
         if content_type == "multipart/form-data":
             parts = parse_form(body, header)

@@ -43,7 +43,7 @@ class Door:
 
     def refuses(self, method: bytes, path: bytes, headers: Headers) -> bool:
         """Tell whether a request has no place, and nobody else would have a word to say to that."""
-        if not self.worker.is_full or method != b"POST" or path.decode() != self.route:
+        if not self.worker.is_full or method != b"POST" or path != self.route.encode():
             return False
         named = dict(headers)
         size = named.get(b"content-length", b"0")
