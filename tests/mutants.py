@@ -208,7 +208,7 @@ MUTANTS = [
         32, "any-type", (UPLOADS, "if not types <= {*self.content_types, *UNTYPED}", "if False")
     ),
     mutant(32, "no-unknown-type", (UPLOADS, '{"", OCTET_STREAM}', '{""}')),
-    mutant(33, "other-status", (LIMITS, "status_code=422)", "status_code=400)")),
+    mutant(33, "other-status", (LIMITS, "return 422, {", "return 400, {")),
     mutant(33, "missing-file-not-told", (UPLOADS, "missing=not files", "missing=False")),
     mutant(34, "main-memory-not-known", (LIMITS, "isinstance(error, MemoryError)", "False")),
     mutant(
@@ -307,7 +307,7 @@ MUTANTS = [
     mutant(
         55,
         "requests-refused",
-        (WORKER, "if len(self._waiting) >=", "if self._draining or len(self._waiting) >="),
+        (WORKER, "return len(self._waiting) >=", "return self._draining or len(self._waiting) >="),
     ),
     mutant(
         55, "signals-ignored", (SERVER, "        if self.should_exit:\n", "        if False:\n")

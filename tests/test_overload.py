@@ -5,7 +5,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from live import Live, live, wait_for
-from slow import ask, document, slow_service
+from slow import ask, calls, document, slow_service
 from updating import python
 
 MAX_QUEUE_SIZE = 4
@@ -33,6 +33,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @contextmanager
 def started(folder: Path, log: Path, **env: str) -> Iterator[Live]:
     """Start the service, and wait until it is ready."""
+    (folder / "calls").unlink(missing_ok=True)
     with live(folder, python(), log, **env) as running:
         running.ready()
         yield running
@@ -74,14 +75,22 @@ def test_overload(folder: Path, tmp_path: Path) -> None:
         assert ask(service.url).status_code == 200
 
 
+def fill(folder: Path, service: Live, pool: ThreadPoolExecutor) -> list[Future[httpx.Response]]:
+    """Send one request that the model works on for a while, and one that fills the queue."""
+    first = pool.submit(ask, service.url, 2.0)
+    wait_for(lambda: -2.0 in calls(folder), seconds=30)
+    second = pool.submit(ask, service.url, 0.1)
+    wait_for(lambda: service.client.get("/ready").status_code == 503, seconds=30)
+    return [first, second]
+
+
 def test_refused_at_the_door(folder: Path, tmp_path: Path) -> None:
     """A refusal that the app does not see is like one that it makes, and is counted."""
     with (
         started(folder, tmp_path / "log", MAX_QUEUE_SIZE="1") as service,
         ThreadPoolExecutor() as pool,
     ):
-        taken = [pool.submit(ask, service.url, 2.0) for _ in range(2)]
-        wait_for(lambda: service.client.get("/ready").status_code == 503, seconds=30)
+        taken = fill(folder, service, pool)
         headers = {"X-Request-ID": "mine"}
         door = ask(service.url, headers=headers)
         app = ask(service.url, headers=headers | {"Origin": "https://elsewhere"})
@@ -102,9 +111,7 @@ def test_declared_size_comes_first(folder: Path, tmp_path: Path) -> None:
     """What is too large is 413 although the queue is full: to come again would not help."""
     env = {"MAX_QUEUE_SIZE": "1", "MAX_UPLOAD_MB": "1"}
     with started(folder, tmp_path / "log", **env) as service, ThreadPoolExecutor() as pool:
-        for _ in range(2):
-            pool.submit(ask, service.url, 2.0)
-        wait_for(lambda: service.client.get("/ready").status_code == 503, seconds=30)
+        fill(folder, service, pool)
         assert service.client.post("/infer", content=2_000_000 * b" ").status_code == 413
         assert service.client.post("/no-such").status_code == 404
 
