@@ -1,11 +1,15 @@
 """A service whose model takes as long as a request says, for tests of what time does to it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from live import Live, live
 from rendering import render
+from updating import python
 
 PREDICT = '        """Return the next value of each series."""\n'
 SLOW = """        for item in inputs:
@@ -27,6 +31,15 @@ def slow_service(folder: Path, **answers: Any) -> Path:
     assert PREDICT in text
     main.write_text(text.replace(PREDICT, PREDICT + SLOW), encoding="utf-8")
     return folder
+
+
+@contextmanager
+def started(folder: Path, log: Path, command: str = "", **env: str) -> Iterator[Live]:
+    """Start the service, wait until it is ready, and forget earlier calls."""
+    (folder / "calls").unlink(missing_ok=True)
+    with live(folder, command or python(), log, **env) as service:
+        service.ready()
+        yield service
 
 
 def document(seconds: float = 0.0) -> dict[str, list[float]]:

@@ -5,16 +5,15 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from live import Live, live, wait_for
-from slow import ask, calls, slow_service
-from updating import python
+from live import Live, wait_for
+from slow import ask, calls, slow_service, started
 
 TIMEOUT_SECONDS = 1
 MAX_CONNECTIONS = 20
@@ -32,15 +31,6 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 in_both = pytest.mark.parametrize("folder", ["thread", "process"], indirect=True)
-
-
-@contextmanager
-def started(folder: Path, log: Path, **env: str) -> Iterator[Live]:
-    """Start the service, and wait until it is ready."""
-    (folder / "calls").unlink(missing_ok=True)
-    with live(folder, python(), log, **env) as running:
-        running.ready()
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,11 @@ import httpx
 import pytest
 from PIL import Image
 
-from environments import environment, run
+from environments import run
 from hostile import MAKE_MEDIA, Hostile, corpus, pictures
 from live import live
 from rendering import render
+from updating import python
 from variants import choices, table
 
 KINDS = choices("input_kind")
@@ -149,12 +150,6 @@ class Service:
             status = Path("/proc", process, "status").read_text(encoding="utf-8")
             kilobytes += int(re.findall(rf"{name}:\s+(\d+) kB", status)[0])
         return kilobytes // 1024
-
-
-@cache
-def python() -> str:
-    """Return the interpreter of the services."""
-    return str(environment("custom") / "bin" / "python")
 
 
 @pytest.fixture(scope="module")

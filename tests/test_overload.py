@@ -4,17 +4,15 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
-from live import Live, live, wait_for
-from slow import ask, calls, document, slow_service
-from updating import python
+from live import Live, wait_for
+from slow import ask, calls, document, slow_service, started
 
 MAX_QUEUE_SIZE = 4
 CALL_SECONDS = 0.05
@@ -28,15 +26,6 @@ REFUSED = re.compile("Requests refused, for the queue was full: ([0-9]+)")
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a rendered service that takes as long as a request says."""
     return slow_service(tmp_path_factory.mktemp("overload") / "service", isolation=request.param)
-
-
-@contextmanager
-def started(folder: Path, log: Path, **env: str) -> Iterator[Live]:
-    """Start the service, and wait until it is ready."""
-    (folder / "calls").unlink(missing_ok=True)
-    with live(folder, python(), log, **env) as running:
-        running.ready()
-        yield running
 
 
 def resident_mb(service: Live) -> float:

@@ -5,9 +5,9 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 
 from live import Live, live, wait_for
 from proxies import haproxy, small_proxy
-from slow import ask, calls, document, slow_service
+from slow import ask, calls, document, slow_service, started
 from updating import python
 
 PATIENCE_SECONDS = 30
@@ -32,15 +32,6 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def wait_for_call(folder: Path, seconds: float) -> None:
     """Wait until a call of so many seconds has begun."""
     wait(lambda: -seconds in calls(folder))
-
-
-@contextmanager
-def started(folder: Path, log: Path, command: str = "", **env: str) -> Iterator[Live]:
-    """Start the service, wait until it is ready, and forget earlier calls."""
-    (folder / "calls").unlink(missing_ok=True)
-    with live(folder, command or python(), log, **env) as service:
-        service.ready()
-        yield service
 
 
 def is_refused(url: str) -> bool:
