@@ -62,11 +62,16 @@ def environment(stack: str, *extras: str) -> Path:
         with TemporaryDirectory() as folder:
             requirements = sorted(_requirements(stack, extras, Path(folder)))
         python = find_python(PYTHONS.get(stack, "3.11")) or sys.executable
-        key = hashlib.sha256("\n".join([python, *requirements]).encode()).hexdigest()[:12]
-        path = CACHE / "environments" / f"{name}-{key}"
-        if not (path / "complete").exists():
-            make(path, python, requirements)
-            (path / "complete").touch()
+        return found_or_made(CACHE / "environments", name, python, requirements)
+
+
+def found_or_made(folder: Path, name: str, python: str, requirements: list[str]) -> Path:
+    """Return an environment with these requirements; whoever asks holds the lock of its name."""
+    key = hashlib.sha256("\n".join([python, *requirements]).encode()).hexdigest()[:12]
+    path = folder / f"{name}-{key}"
+    if not (path / "complete").exists():
+        make(path, python, requirements)
+        (path / "complete").touch()
     return path
 
 

@@ -1,6 +1,7 @@
 """The OpenAPI documents that a service writes: valid, reproducible, and enough for a client."""
 
 import json
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import httpx
 import pytest
 from openapi_spec_validator import OpenAPIV30SpecValidator, OpenAPIV31SpecValidator
 
-from environments import CACHE, find_python, locked, make, run
+from environments import CACHE, find_python, found_or_made, locked, run
 from live import live
 from rendering import render
 from updating import put_seam, python
@@ -121,11 +122,9 @@ def validate(documents: dict[str, Any]) -> None:
 @cache
 def tool(name: str, *requirements: str) -> str:
     """Return the interpreter of an environment for a tool, made once."""
-    path = CACHE / "environments" / name
+    interpreter = find_python("3.11") or sys.executable
     with locked(f"environment-{name}"):
-        if not (path / "complete").exists():
-            make(path, find_python("3.11") or "python3", list(requirements))
-            (path / "complete").touch()
+        path = found_or_made(CACHE / "environments", name, interpreter, list(requirements))
     return str(path / "bin" / "python")
 
 
