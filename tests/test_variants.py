@@ -66,6 +66,20 @@ ALWAYS = {
     "uploads.py",
     "worker.py",
 }
+OPTIONS: list[tuple[str, object, set[str]]] = [
+    ("model_module", "inference", {"inference.py"}),
+    ("gpu_monitoring", True, {"gpu.py"}),
+    ("batching", True, {"batching.py"}),
+    ("isolation", "process", {"isolation.py"}),
+    ("observability", True, {"metrics.py", "observability.py"}),
+]
+OIP = {"core.py", "oip.py", "tensors.py", "tests/test_oip.py"}
+CONTRACT_FILES = {
+    "oip": OIP,
+    "oip-grpc": OIP | {"oip_grpc.py", "open_inference.proto", "tests/test_oip_grpc.py"},
+    "sagemaker": {"core.py", "sagemaker_contract.py", "tests/test_sagemaker.py"},
+    "model-engine": {"core.py", "forwarder.py", "tests/test_model_engine.py"},
+}
 # Packages whose modules have another name.
 MODULES = {
     "huggingface-hub": "huggingface_hub",
@@ -128,19 +142,14 @@ def expected_files(variant: Variant) -> set[str]:
         variant.preset == "none" and variant.model_type in ("transformers", "ggml")
     ):
         files.add("tests/checkpoint.py")
-    if others["model_module"] == "inference":
-        files.add("inference.py")
-    if others.get("gpu_monitoring"):
-        files.add("gpu.py")
     if variant.input_kind == "json":
         files.add("streaming.py")
-    if others["batching"]:
-        files.add("batching.py")
-    if others["isolation"] == "process":
-        files.add("isolation.py")
-    if others["observability"]:
-        files |= {"metrics.py", "observability.py"}
-    return files
+    for question, value, more in OPTIONS:
+        if others.get(question) == value:
+            files |= more
+    if others["auth"] != "none":
+        files |= {"auth.py", "tests/test_auth.py"}
+    return files | {name for contract in others["contracts"] for name in CONTRACT_FILES[contract]}
 
 
 @every_variant
@@ -296,4 +305,12 @@ def unseen(variant: Variant) -> set[str]:
         numbers.add(52)
     if variant.input_kind != "json" or variant.model_type != "ggml":
         numbers.add(61)
+    others = dict(variant.others)
+    contracts = set(others["contracts"])
+    if others["auth"] == "none":
+        numbers.add(62)
+    if not contracts & {"oip", "oip-grpc"}:
+        numbers.add(63)
+    names = {64: "oip-grpc", 65: "sagemaker", 66: "model-engine"}
+    numbers |= {number for number, name in names.items() if name not in contracts}
     return {f"MS-{number}" for number in numbers}
