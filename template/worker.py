@@ -420,7 +420,7 @@ class Worker:
             hung = now - self._running[0].started > self.bounds.hang_limit
         if hung and not self.failed:
             logger.critical("A call has hung for %g s; ending the process", self.bounds.hang_limit)
-            self._end_process()
+            self.fail()
 
     def _withdraw(self, call: Call) -> bool:
         """Take a call back, if it still waits."""
@@ -437,7 +437,7 @@ class Worker:
         for call in calls:
             give(call, NotReady("The service is stopping."))
 
-    def _end_process(self) -> None:
+    def fail(self) -> None:
         """Shut the server down as a supervisor would; `main` then exits with a status of 1."""
         self.failed = True
         self._loop.call_soon_threadsafe(self._refuse_waiting)
@@ -501,13 +501,13 @@ class Worker:
         except ModelDied as error:
             if not self._stopping:
                 logger.critical("The model failed to load: %s", error)
-                self._end_process()
+                self.fail()
         except CannotLoad as error:
             logger.critical("The model cannot be loaded: %s", error)
-            self._end_process()
+            self.fail()
         except BaseException:
             logger.critical("The model failed to load", exc_info=True)
-            self._end_process()
+            self.fail()
         else:
             self._has_loaded = self._is_loaded = True
             self.observer.loaded(time.monotonic() - start)

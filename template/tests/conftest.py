@@ -55,6 +55,7 @@ class Service:
     client: httpx.Client
     process: subprocess.Popen[bytes] | BaseProcess | None = None
     home: Path | None = None
+    grpc_port: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -191,12 +192,14 @@ class Launcher:
         folder: Path,
         env: dict[str, str],
     ) -> Service:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            other.bind(("127.0.0.1", 0))
+            port, grpc_port = one.getsockname()[1], other.getsockname()[1]
         (folder / "log").touch()
-        process = run(folder, os.environ | self.env | {"PORT": str(port)} | env)
-        service = Service(connect(f"http://127.0.0.1:{port}"), process, folder)
+        ports = {"PORT": str(port), "GRPC_PORT": str(grpc_port)}
+        process = run(folder, os.environ | self.env | ports | env)
+        service = Service(connect(f"http://127.0.0.1:{port}"), process, folder, grpc_port)
         self.services.append(service)
         return service
 
