@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from live import Live, live
+from live import Live, live, wait_for
 from rendering import render
 from slow import ask, fill, slow_service, started
 from slow import document as slow_document
@@ -235,7 +235,7 @@ def test_stream(service: Live) -> None:
     """Each part is an item, the end an empty one; a failure after the first is the last item."""
     forwarder = Forwarder(service)
     whole = [{"result": part} for part in ({"total": 1}, {"total": 3}, {})]
-    assert list(forwarder.stream({"args": [1, 2]})) == whole
+    assert list(forwarder.stream({"args": [1, 2], "stream": True})) == whole
     assert list(forwarder.stream({"args": []})) == whole[2:]
     first, failure = forwarder.stream({"args": [1, -1]})
     assert first == whole[0]
@@ -300,6 +300,8 @@ def test_full(tmp_path: Path) -> None:
         named = {"access-control-allow-origin", "access-control-allow-credentials", "vary"}
         assert set(app.headers) - named == set(door.headers)
         assert (door.headers["X-Request-ID"], door.headers["Retry-After"]) == ("mine", "1")
+        # The app writes a line for each, the door none.
+        wait_for(lambda: service.log.count("POST /predict 429") == 1, seconds=30)
         assert {call.result().status_code for call in taken} == {200}
         args = slow_document(CALL_SECONDS)
         crowd = pool.map(lambda forwarder: forwarder.insist(args), forwarders)
@@ -309,5 +311,3 @@ def test_full(tmp_path: Path) -> None:
         metrics = service.client.get("/metrics").text
         assert f'route="/predict",status="429"}} {counts[429] + 2.0}' in metrics
         assert 'route="/infer",status="503"} 1.0' in metrics
-        # The app writes a line for each, the door none.
-        assert service.log.count("POST /predict 429") == 1
