@@ -1,6 +1,7 @@
 """A live service behind Model Engine: what its forwarder sends, and what comes of the answers."""
 
 import json
+import math
 import time
 from base64 import b64encode
 from collections import Counter
@@ -155,7 +156,8 @@ def native(service: Live, kind: str, files: list[bytes], fields: dict[str, Any])
     """Send the same to the service's own route."""
     row = table("input_kinds")[kind]
     if row["field"] == "json":
-        return service.client.post(f"/{row['endpoint']}", json=fields)
+        content, head = json.dumps(fields), {"Content-Type": "application/json"}
+        return service.client.post(f"/{row['endpoint']}", content=content, headers=head)
     named = [(row["field"], file) for file in files] or [("other", b"no file")]
     forms = [(name, ("name", file, "application/octet-stream")) for name, file in named]
     return service.client.post(f"/{row['endpoint']}", files=forms, data=fields)
@@ -191,10 +193,12 @@ def test_input_kind(kind: str, tmp_path: Path) -> None:
         assert Forwarder(service, unwraps=False).predict(None)[0] == 422
         assert forwarder.predict([args(files)])[0] == 422
         if not files:
-            wrong = native(service, kind, [], {"values": "many"})
-            answer = wrong.status_code, {"result": json.dumps(wrong.json())}
-            assert forwarder.predict({"values": "many"}) == answer
-            assert wrong.status_code == 422
+            for values in "many", [math.inf, 1, 2, 3]:
+                own = native(service, kind, [], {"values": values})
+                answer = own.status_code, {"result": json.dumps(own.json())}
+                assert forwarder.predict({"values": values}) == answer
+                assert Forwarder(service, unwraps=False).predict({"values": values}) == answer
+                assert own.status_code == 422
             return
         for contents, status in ([b"no such file"], 400), ([b""], 400), ([], 422):
             refused = native(service, kind, contents, fields)
