@@ -141,7 +141,7 @@ class Observer:
     def restarted(self) -> None:
         """Hear that the model's process was lost, and the model is loaded again."""
 
-    def refused(self, route: str, headers: Headers) -> Headers:  # noqa: ARG002
+    def refused(self, route: str, status: int, headers: Headers) -> Headers:  # noqa: ARG002
         """Hear that a request was refused before the app saw it; return headers for its answer."""
         return []
 
@@ -306,10 +306,10 @@ class Worker:
             self.refused += 1
             raise Busy
 
-    def refuse(self, route: str, headers: Headers) -> Headers:
+    def refuse(self, route: str, status: int, headers: Headers) -> Headers:
         """Note that a request with these headers was refused; return more for its answer."""
         self.refused += 1
-        return self.observer.refused(route, headers)
+        return self.observer.refused(route, status, headers)
 
     async def run(self, job: Job[T], gone: Callable[[], Awaitable[bool]]) -> T:
         """Return the answer; `gone` tells whether anybody still waits for it.

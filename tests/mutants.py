@@ -40,6 +40,7 @@ SERVER, REPLICAS = "server.py", "replicas.py"
 METRICS, OBSERVABILITY = "metrics.py", "observability.py"
 # The lightest service whose stock model answers in parts.
 STREAMS = {"model_type": "ggml", "input_kind": "json"}
+FORWARDER, MODEL_ENGINE = "forwarder.py", {"contracts": ["model-engine"]}
 
 MUTANTS = [
     Mutant(1, "no-rules", removed="CLAUDE.md"),
@@ -356,6 +357,64 @@ MUTANTS = [
         61,
         "failure-ends-the-connection",
         ("streaming.py", "except Exception as error:", "except OSError as error:"),
+        **STREAMS,
+    ),
+    mutant(
+        66,
+        "ready-at-once",
+        (FORWARDER, "        core.worker.check()\n", ""),
+        **MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "args-not-unwrapped",
+        (FORWARDER, "if self.wraps and", "if False and"),
+        **MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "args-only",
+        (FORWARDER, 'and "args" in document', ""),
+        (FORWARDER, 'document["args"]', 'document.get("args")'),
+        **MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "full-is-not-ready",
+        (LIMITS, "status = 429", "status = 503"),
+        (MAIN, '"/predict": 429', '"/predict": 503'),
+        **MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "body-read-first",
+        (FORWARDER, "        core.worker.admit()\n", ""),
+        (SERVER, "if not self.worker.is_full or", "if True or"),
+        **MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "in-tatters-is-unforeseen",
+        (FORWARDER, "except ValidationError as error:", "except OSError as error:"),
+        **MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "any-type",
+        (FORWARDER, 'if content_type != "application/json" and', "if False and"),
+        **MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "answer-is-text",
+        (FORWARDER, 'media_type="application/json"', 'media_type="text/plain"'),
+        **MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "answer-in-one-piece",
+        (FORWARDER, "if core.streams:", "if not core.streams:"),
+        **MODEL_ENGINE,
         **STREAMS,
     ),
 ]
