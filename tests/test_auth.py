@@ -510,6 +510,7 @@ def test_tokens_of_an_issuer(by_token: Path, issued: dict[str, Any], tmp_path: P
         assert status("old") == 401
         assert status("no-id") == 401  # it is of another key
         issuer.answer = say(b"<html>")
+        wait_for(lambda: "JSONDecodeError" in service.log or status("new") != 200, seconds=20)
         assert status("new") == 200
         issuer.stop()
         assert status("new") == 200
