@@ -38,6 +38,9 @@ MAIN, DEVICE, LIMITS, WORKER = "main.py", "device.py", "limits.py", "worker.py"
 UPLOADS, INPUTS, GPU, THREADS = "uploads.py", "inputs.py", "gpu.py", "threads.py"
 SERVER, REPLICAS = "server.py", "replicas.py"
 METRICS, OBSERVABILITY = "metrics.py", "observability.py"
+AUTH = "auth.py"
+KEYS = {"input_kind": "json", "auth": "api-key"}
+TOKENS = {"input_kind": "json", "auth": "jwt"}
 # The lightest service whose stock model answers in parts.
 STREAMS = {"model_type": "ggml", "input_kind": "json"}
 FORWARDER, MODEL_ENGINE = "forwarder.py", {"contracts": ["model-engine"]}
@@ -358,6 +361,98 @@ MUTANTS = [
         "failure-ends-the-connection",
         ("streaming.py", "except Exception as error:", "except OSError as error:"),
         **STREAMS,
+    ),
+    mutant(
+        62,
+        "no-key-will-do",
+        (
+            AUTH,
+            "if not key:\n            raise Unauthorized",
+            "if not key:\n            return Caller('', {})",
+        ),
+        **KEYS,
+    ),
+    mutant(62, "any-key-will-do", (AUTH, "hmac.compare_digest(digest, known)", "known"), **KEYS),
+    mutant(62, "short-keys", (AUTH, "{16,}", "{1,}"), **KEYS),
+    mutant(62, "one-header-only", (AUTH, 'headers.get(b"x-api-key", b"")', 'b""'), **KEYS),
+    mutant(62, "nobody-is-asked", (MAIN, "protect(app, authorizer)\n", ""), **KEYS),
+    mutant(
+        62, "health-asks", (AUTH, 'frozenset({"GET", "HEAD", "OPTIONS"})', "frozenset()"), **KEYS
+    ),
+    mutant(
+        62,
+        "one-route-only",
+        (AUTH, "if method in SAFE_METHODS:", 'if method in SAFE_METHODS or path != "/infer":'),
+        **KEYS,
+    ),
+    mutant(
+        62,
+        "body-read-first",
+        (AUTH, "        headers = scope", "        await receive()\n        headers = scope"),
+        **KEYS,
+    ),
+    mutant(62, "challenge-left-out", (AUTH, '"WWW-Authenticate"', '"X-Authenticate"'), **KEYS),
+    mutant(
+        62, "not-in-the-document", (AUTH, 'operation["security"]', 'operation["secure"]'), **KEYS
+    ),
+    mutant(
+        62,
+        "key-is-logged",
+        (AUTH, "        if not key:", '        logger.info("Key %s", key)\n        if not key:'),
+        **KEYS,
+    ),
+    mutant(
+        62,
+        "policy-not-asked",
+        (AUTH, "if PDP_URL:\n            await", "if not PDP_URL:\n            await"),
+        **KEYS,
+    ),
+    mutant(
+        62, "absent-policy-consents", (AUTH, "raise CannotAuthorize from error", "return"), **KEYS
+    ),
+    mutant(
+        62,
+        "no-decision-consents",
+        (AUTH, "else result) is True", "else result) is not False"),
+        **KEYS,
+    ),
+    mutant(
+        62,
+        "no-token-will-do",
+        (
+            AUTH,
+            "if token is None:\n            raise Unauthorized",
+            "if token is None:\n            return Caller('', {})",
+        ),
+        **TOKENS,
+    ),
+    mutant(
+        62,
+        "signature-not-checked",
+        (AUTH, '"require": ["exp"]', '"require": ["exp"], "verify_signature": False'),
+        **TOKENS,
+    ),
+    mutant(
+        62,
+        "expired",
+        (AUTH, '"require": ["exp"]', '"require": ["exp"], "verify_exp": False'),
+        **TOKENS,
+    ),
+    mutant(62, "for-ever", (AUTH, '"require": ["exp"]', '"require": []'), **TOKENS),
+    mutant(
+        62,
+        "for-anybody",
+        (AUTH, '"require": ["exp"]', '"require": ["exp"], "verify_aud": False'),
+        **TOKENS,
+    ),
+    mutant(
+        62,
+        "any-algorithm",
+        (AUTH, "algorithms=[JWT_ALGORITHM]", "algorithms=[*SECRET_BYTES]"),
+        **TOKENS,
+    ),
+    mutant(
+        62, "short-secret", (AUTH, "if JWT_SECRET and len(", "if not JWT_SECRET and len("), **TOKENS
     ),
     mutant(
         66,

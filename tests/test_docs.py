@@ -36,8 +36,12 @@ def rendered_tests(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the tests of services that have every conformance test between them."""
     folder = tmp_path_factory.mktemp("services")
     texts: list[str] = []
-    others = {"contracts": list(CONTRACTS), "auth": "jwt"}
-    for answers in ({}, {"model_type": "custom", "input_kind": "json"} | others):
+    others = {"contracts": list(CONTRACTS)}
+    for answers in (
+        {},
+        {"model_type": "custom", "input_kind": "json", "auth": "api-key"} | others,
+        {"model_type": "custom", "input_kind": "json", "auth": "jwt"},
+    ):
         project = render(folder / str(len(texts)), answers)
         texts.append("".join(path.read_text("utf-8") for path in project.glob("tests/*.py")))
     return "".join(texts)

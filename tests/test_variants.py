@@ -90,6 +90,7 @@ MODULES = {
     "paddlepaddle-gpu": "paddle",
     "pillow": "PIL",
     "prometheus-client": "prometheus_client",
+    "pyjwt": "jwt",
     "pywhispercpp": "pywhispercpp|_pywhispercpp",
     "silero-vad": "silero_vad",
 }
@@ -257,8 +258,9 @@ def test_deployment(variant: Variant, project: Path) -> None:
     for name in ("readinessProbe", "startupProbe"):
         assert probes[name]["httpGet"] == {"path": "/ready", "port": "http"}
     assert probes["startupProbe"]["failureThreshold"] == 6 * others["startup_minutes"]
-    env = {variable["name"]: int(variable["value"]) for variable in container["env"]}
-    longest = env["DRAIN_SECONDS"] + 30 + 60  # for the last request to come, and to be answered
+    env = {variable["name"]: variable.get("value") for variable in container["env"]}
+    # For the last request to come, and to be answered.
+    longest = int(env["DRAIN_SECONDS"]) + 30 + 60
     assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > longest
     gpus = container["resources"]["limits"].get("nvidia.com/gpu")
     assert gpus == (1 if variant.accelerator == "cuda" else None)

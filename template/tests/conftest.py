@@ -41,6 +41,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="with --url: a JSON file with one valid request in the form of EXAMPLE",
     )
     group.addoption(
+        "--header",
+        metavar="HEADER",
+        action="append",
+        default=[],
+        help="with --url: send it with each request, e.g. 'Authorization: Bearer …'",
+    )
+    group.addoption(
         "--report",
         metavar="DIR",
         default=str(ROOT / ".conformance"),
@@ -198,8 +205,9 @@ class Launcher:
             port, grpc_port = one.getsockname()[1], other.getsockname()[1]
         (folder / "log").touch()
         ports = {"PORT": str(port), "GRPC_PORT": str(grpc_port)}
-        process = run(folder, os.environ | self.env | ports | env)
-        service = Service(connect(f"http://127.0.0.1:{port}"), process, folder, grpc_port)
+        process = run(folder, os.environ | spec.ENVIRONMENT | self.env | ports | env)
+        client = connect(f"http://127.0.0.1:{port}", spec.credentials())
+        service = Service(client, process, folder, grpc_port)
         self.services.append(service)
         return service
 
@@ -209,9 +217,9 @@ class Launcher:
             service.kill()
 
 
-def connect(url: str) -> httpx.Client:
-    """Return a client for the service at this URL."""
-    return httpx.Client(base_url=url, timeout=PATIENCE_SECONDS)
+def connect(url: str, headers: dict[str, str]) -> httpx.Client:
+    """Return a client for the service at this URL, which sends these headers with each request."""
+    return httpx.Client(base_url=url, headers=headers, timeout=PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="session")
@@ -237,7 +245,8 @@ def launcher(
 def service(url: str | None, request: pytest.FixtureRequest) -> Service:
     """Return the service as it is, ready: this one, or the deployment at --url."""
     if url:
-        running = Service(connect(url))
+        lines = [line.partition(":") for line in request.config.getoption("--header")]
+        running = Service(connect(url, {name.strip(): value.strip() for name, _, value in lines}))
         try:
             running.client.get("/health")
         except httpx.TransportError as error:
