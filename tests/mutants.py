@@ -490,7 +490,7 @@ MUTANTS = [
     mutant(
         66,
         "in-tatters-is-unforeseen",
-        (FORWARDER, "except ValidationError as error:", "except OSError as error:"),
+        (FORWARDER, "except ValueError as error:", "except OSError as error:"),
         **MODEL_ENGINE,
     ),
     mutant(
