@@ -36,7 +36,8 @@ def rendered_tests(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the tests of services that have every conformance test between them."""
     folder = tmp_path_factory.mktemp("services")
     texts: list[str] = []
-    for answers in ({}, {"model_type": "custom", "input_kind": "json"}):
+    contracts = {"model_type": "custom", "input_kind": "json", "contracts": ["sagemaker"]}
+    for answers in ({}, contracts):
         project = render(folder / str(len(texts)), answers)
         texts.append("".join(path.read_text("utf-8") for path in project.glob("tests/*.py")))
     return "".join(texts)
