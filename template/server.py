@@ -192,9 +192,17 @@ class DrainingServer(Server):
         await super().shutdown(sockets)
 
 
-def configure(app: FastAPI, door: Door, *, port: int, timeout: int) -> Config:
-    """Say what is served where; a request may take so many seconds once it has come."""
+def configure(
+    app: FastAPI, door: Door, *, port: int, timeout: int, stop_within: int | None = None
+) -> Config:
+    """Say what is served where; a request may take so many seconds once it has come.
+
+    After SIGTERM it may take no more than `stop_within`, with what the drain takes.
+    """
     connection: Any = partial(Connection, door=door)
+    grace = REQUEST_TIMEOUT_SECONDS + timeout  # what has come so far may take as long as any other
+    if stop_within is not None:
+        grace = min(grace, max(0, stop_within - DRAIN_SECONDS))
     return Config(
         app,
         host="0.0.0.0",  # noqa: S104 -- a container is reached from outside
@@ -203,6 +211,5 @@ def configure(app: FastAPI, door: Door, *, port: int, timeout: int) -> Config:
         log_config=None,
         proxy_headers=False,  # nothing here asks for the client's address
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        # A request that has come so far may take as long as any other.
-        timeout_graceful_shutdown=REQUEST_TIMEOUT_SECONDS + timeout,
+        timeout_graceful_shutdown=grace,
     )

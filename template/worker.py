@@ -90,8 +90,8 @@ def attempt(function: Callable[[], T], job: Job[Any] | None = None) -> T | Excep
 
 
 def predicted(predict: Predict, inputs: list[Any]) -> list[Any]:
-    """Return the model's outputs, one for each input."""
-    outputs = predict(inputs)
+    """Return the model's outputs, one for each input; there may be nothing to ask."""
+    outputs = predict(inputs) if inputs else []
     if len(outputs) != len(inputs):
         raise RuntimeError(f"predict returned {len(outputs)} outputs for {len(inputs)} inputs")
     return outputs

@@ -37,6 +37,7 @@ def mutant(number: int, name: str, *edits: tuple[str, str, str], **answers: Any)
 MAIN, DEVICE, LIMITS, WORKER = "main.py", "device.py", "limits.py", "worker.py"
 UPLOADS, INPUTS, GPU, THREADS = "uploads.py", "inputs.py", "gpu.py", "threads.py"
 SERVER, REPLICAS = "server.py", "replicas.py"
+SAGEMAKER = "sagemaker_contract.py"
 METRICS, OBSERVABILITY = "metrics.py", "observability.py"
 AUTH = "auth.py"
 KEYS = {"input_kind": "json", "auth": "api-key"}
@@ -453,6 +454,30 @@ MUTANTS = [
     ),
     mutant(
         62, "short-secret", (AUTH, "if JWT_SECRET and len(", "if not JWT_SECRET and len("), **TOKENS
+    ),
+    mutant(
+        65,
+        "handlers-not-taken",
+        (SAGEMAKER, "    sagemaker.register_sagemaker_overrides()\n", ""),
+        contracts=["sagemaker"],
+    ),
+    mutant(
+        65,
+        "busy-is-replaced",
+        (SAGEMAKER, "with suppress(Busy):", "with suppress(KeyError):"),
+        contracts=["sagemaker"],
+    ),
+    mutant(
+        65,
+        "no-json",
+        (SAGEMAKER, '== "application/json"', '== "never"'),
+        contracts=["sagemaker"],
+    ),
+    mutant(
+        65,
+        "broken-script-in-a-traceback",
+        (SAGEMAKER, "        sys.exit(1)\n", "        raise\n"),
+        contracts=["sagemaker"],
     ),
     mutant(
         66,
