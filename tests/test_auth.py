@@ -186,7 +186,7 @@ def read_head(connection: socket.socket) -> str:
     received = b""
     while b"\r\n\r\n" not in received and (block := connection.recv(65536)):
         received += block
-    return received.decode().lower()
+    return received.decode("latin-1").lower()
 
 
 def test_refusal_is_an_answer_like_others(policed: tuple[Live, Site]) -> None:
