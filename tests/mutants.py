@@ -389,7 +389,7 @@ MUTANTS = [
     mutant(
         62,
         "body-read-first",
-        (AUTH, "        headers = scope", "        await receive()\n        headers = scope"),
+        (AUTH, "        method = scope", "        await receive()\n        method = scope"),
         **KEYS,
     ),
     mutant(62, "challenge-left-out", (AUTH, '"WWW-Authenticate"', '"X-Authenticate"'), **KEYS),
