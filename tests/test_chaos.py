@@ -152,7 +152,7 @@ def test_slow_body(service: Live, slow: Callable[[socket.socket], bytes]) -> Non
 
 
 def test_refused_before_its_body(service: Live) -> None:
-    """A client that asks whether to send its body, and may not, begins anew on another connection."""
+    """A client that asks whether to send its body, and may not, goes on with another connection."""
     with connect(service) as connection:
         connection.sendall(
             b"POST /infer HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
