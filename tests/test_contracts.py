@@ -1,4 +1,4 @@
-"""Every combination of contracts, over every input kind: each is kept, whichever others are there."""
+"""Every combination of contracts, over every input kind: each is kept, whatever else is."""
 
 import base64
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ def test_combination(contracts: tuple[str, ...], kind: str, tmp_path: Path) -> N
 
 
 def assert_refused(response: httpx.Response, key: str) -> None:
-    """A client's fault is told to it, in the contract's own form."""
+    """Check that a client's fault is told to it, in the contract's own form."""
     assert 400 <= response.status_code < 500
     assert list(response.json()) == [key]
     assert response.json()[key]
