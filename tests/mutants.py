@@ -122,7 +122,7 @@ MUTANTS = [
         "lives-on-after-a-failed-load",
         (
             WORKER,
-            '"The model failed to load", exc_info=True)\n            self._end_process()',
+            '"The model failed to load", exc_info=True)\n            self.fail()',
             '"The model failed to load", exc_info=True)',
         ),
     ),
@@ -210,7 +210,9 @@ MUTANTS = [
         input_kind="json",
     ),
     mutant(
-        32, "any-type", (UPLOADS, "if not types <= {*self.content_types, *UNTYPED}", "if False")
+        32,
+        "any-type",
+        (UPLOADS, "if not set(types) <= {*self.content_types, *UNTYPED}", "if False"),
     ),
     mutant(32, "no-unknown-type", (UPLOADS, '{"", OCTET_STREAM}', '{""}')),
     mutant(33, "other-status", (LIMITS, "return 422, {", "return 400, {")),

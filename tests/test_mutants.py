@@ -44,7 +44,7 @@ def test_mutant_is_killed(
     for file in project.glob("*.py"):
         ast.parse(file.read_text(encoding="utf-8"))
     python = environment(str(mutant.answers["model_type"])) / "bin" / "python"
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
+    command = [str(python), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests"]
     command += ["-k", f"test_ms_{mutant.number:02}_"]
     result = subprocess.run(
         command,
