@@ -71,6 +71,7 @@ class Params(BaseModel):
 
 class Output(Params):
     special: list[float] = [math.nan, math.inf, -math.inf, 1.5]
+    uneven: list[list[int]] = [[1], [2, 3]]
 
 
 EXAMPLE: dict[str, Any] = {"name": "Ada", "counts": [1, 2]}
@@ -139,6 +140,8 @@ def test_clients_of_others(answers: dict[str, Any], tmp_path: Path) -> None:
     """Likewise where the model has a process of its own, and two servers share the port."""
     project = make(tmp_path / "service", input_kind="image-params", **answers)
     with started(project, tmp_path / "log", WORKERS="2", MAX_BATCH_DELAY_MS="5") as service:
+        for words in ("Model loaded", "gRPC on port"):
+            wait_for(lambda words=words: service.log.count(words) == 2, seconds=60)  # type: ignore[misc]
         check(service, project)
     assert "Traceback" not in service.log
 
@@ -185,7 +188,7 @@ def refused(response: httpx.Response, status: int, words: str = "") -> None:
     assert len(response.json()["error"]) <= 1000
 
 
-def tensor(name: str, datatype: str, shape: list[int], data: Any, **more: Any) -> dict[str, Any]:
+def tensor(name: str, datatype: str, shape: list[Any], data: Any, **more: Any) -> dict[str, Any]:
     """Return a tensor of a request."""
     return {"name": name, "datatype": datatype, "shape": shape, "data": data} | more
 
@@ -269,7 +272,7 @@ def test_metadata(echo: Live) -> None:
     as_json = {"content_type": "json"}
     several = {"name": "several", "datatype": "BYTES", "shape": [-1], "parameters": as_json}
     assert forms["several"] == several
-    assert {form["name"] for form in metadata["outputs"]} == {*forms, "special"}
+    assert {form["name"] for form in metadata["outputs"]} == {*forms, "special", "uneven"}
     assert echo.client.get(f"{MODEL}/versions/1").json() == metadata
     assert echo.client.get("/v2/").json()["extensions"] == ["binary_tensor_data"]
 
@@ -290,7 +293,7 @@ def test_fields_and_parameters(echo: Live) -> None:
 
 def test_outputs(echo: Live) -> None:
     """Those that are asked for come, once each and in their order, some in binary."""
-    one = tensor("count", "INT64", [1], [1])
+    one, as_json = tensor("count", "INT64", [1], [1]), {"content_type": "json"}
     wanted = [{"name": "name"}, {"name": "count", "parameters": {"binary_data": True}}]
     response = infer(echo, one, outputs=[*wanted, {"name": "name"}])
     size = int(response.headers[HEADER])
@@ -299,6 +302,8 @@ def test_outputs(echo: Live) -> None:
     assert answer["outputs"][1]["parameters"] == {"binary_data_size": 8}
     assert struct.unpack("<q", response.content[size:]) == (1,)
     assert response.headers["Content-Type"] == "application/octet-stream"
+    uneven = infer(echo, one, outputs=[{"name": "uneven"}]).json()["outputs"]
+    assert uneven == [tensor("uneven", "BYTES", [1], ["[[1],[2,3]]"], parameters=as_json)]
     both = {"parameters": {"binary_data_output": True}}
     not_in_binary = {"name": "name", "parameters": {"binary_data": False}}
     response = infer(echo, one, outputs=[not_in_binary, {"name": "count"}], **both)
@@ -355,7 +360,8 @@ def test_bad_tensors(echo: Live) -> None:
         refused(infer(echo, bad), 400, words)
     one = tensor("count", "INT64", [1], [1])
     refused(infer(echo, one, one), 400, "twice")
-    refused(infer(echo), 400, "inputs")
+    refused(echo.client.post(INFER, json={}), 400, "inputs: Field required")
+    refused(echo.client.post(INFER, json={"inputs": None}), 400, "inputs: Input should be")
     refused(infer(echo, one, outputs=[{"name": "nope"}]), 400, "There is no output 'nope'")
     refused(infer(echo, one, outputs="all"), 400, "outputs")
     refused(infer(echo, one, id=7), 400, "id")
@@ -561,6 +567,7 @@ def test_described(echo: Live) -> None:
         "generation": {"deterministic": True, "database": "none", "max-examples": 20},
         "cache": {"enabled": False},
         "continue-on-failure": True,
+        "phases": {"stateful": {"enabled": False}},
         "checks": {
             # The description is of any model: only this one knows its tensors.
             "positive_data_acceptance": {"enabled": False},

@@ -243,9 +243,9 @@ def check(service: Live, project: Path) -> None:
     check_kserve(service, asked)
     if has_grpc:
         check_grpc(service, asked)
-    check_mlserver(service, asked)
-    if asked.media:
-        one = question(service, project)
+    one = question(service, project)
+    check_mlserver(service, one)
+    if one.media:
         check_decoded(service, one, *decoded(service, project), has_grpc=has_grpc)
 
 
