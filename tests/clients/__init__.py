@@ -26,6 +26,11 @@ REQUIREMENTS = {
     "triton": ["tritonclient[http,grpc]>=2.73,<3", "ml-dtypes>=0.5,<1"],
     "of_kserve": ["kserve>=0.21,<0.22"],
     "of_mlserver": ["mlserver>=1.7.1,<2"],
+    "bare_grpc": [
+        "tritonclient[grpc]>=2.73,<3",
+        "grpcio-health-checking>=1.75,<2",
+        "grpcio-reflection>=1.75,<2",
+    ],
 }
 # Run by the service's own Python in its folder: what its decoder makes of a file.
 DECODE = """
@@ -238,9 +243,9 @@ def check(service: Live, project: Path) -> None:
     check_kserve(service, asked)
     if has_grpc:
         check_grpc(service, asked)
-    check_mlserver(service, asked)
-    if asked.media:
-        one = question(service, project)
+    one = question(service, project)
+    check_mlserver(service, one)
+    if one.media:
         check_decoded(service, one, *decoded(service, project), has_grpc=has_grpc)
 
 
