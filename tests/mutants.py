@@ -44,13 +44,10 @@ KEYS = {"input_kind": "json", "auth": "api-key"}
 TOKENS = {"input_kind": "json", "auth": "jwt"}
 # The lightest service whose stock model answers in parts.
 STREAMS = {"model_type": "ggml", "input_kind": "json"}
-<<<<<<< HEAD
 FORWARDER, MODEL_ENGINE = "forwarder.py", {"contracts": ["model-engine"]}
-=======
 OIP, GRPC = "oip.py", "oip_grpc.py"
 SPEAKS_OIP = {"input_kind": "json", "contracts": ["oip"]}
 SPEAKS_GRPC = {"input_kind": "json", "contracts": ["oip-grpc"]}
->>>>>>> f9ab454c8312f0a440c9ef0416074b351d46bea6
 
 MUTANTS = [
     Mutant(1, "no-rules", removed="CLAUDE.md"),
@@ -371,7 +368,6 @@ MUTANTS = [
         ("streaming.py", "except Exception as error:", "except OSError as error:"),
         **STREAMS,
     ),
-<<<<<<< HEAD
     mutant(
         62,
         "no-key-will-do",
@@ -464,6 +460,38 @@ MUTANTS = [
     mutant(
         62, "short-secret", (AUTH, "if JWT_SECRET and len(", "if not JWT_SECRET and len("), **TOKENS
     ),
+    mutant(63, "any-model", (OIP, "if name != self.name or version", "if version"), **SPEAKS_OIP),
+    mutant(63, "no-id", (OIP, "if asked.id is not None:", "if False:"), **SPEAKS_OIP),
+    mutant(63, "all-outputs", (OIP, "dict.fromkeys(names or columns)", "columns"), **SPEAKS_OIP),
+    mutant(63, "binary-not-sent", (OIP, "binary[column.name] is True", "False"), **SPEAKS_OIP),
+    mutant(
+        63,
+        "errors-of-its-own",
+        (LIMITS, 'body = {"error": as_sentence(body)}', "pass"),
+        **SPEAKS_OIP,
+    ),
+    mutant(63, "unprocessable", (LIMITS, "status = 400  #", "status = 422  #"), **SPEAKS_OIP),
+    mutant(
+        63,
+        "always-ready",
+        (OIP, '        core.worker.check()\n        return {"ready"', '        return {"ready"'),
+        **SPEAKS_OIP,
+    ),
+    mutant(64, "no-id", (GRPC, ", id=request.id", ""), **SPEAKS_GRPC),
+    mutant(64, "not-found-is-wrong", (GRPC, '    404: "NOT_FOUND",\n', ""), **SPEAKS_GRPC),
+    mutant(
+        64,
+        "no-reflection",
+        (GRPC, "protocol.reflection.enable_server_reflection(", "print("),
+        **SPEAKS_GRPC,
+    ),
+    mutant(
+        64,
+        "always-serving",
+        (GRPC, "SERVING if is_ready(self.core) else statuses.NOT_SERVING", "SERVING"),
+        **SPEAKS_GRPC,
+    ),
+    mutant(64, "watchers-hold-it-up", (GRPC, "        watch.stopping.set()\n", ""), **SPEAKS_GRPC),
     mutant(
         65,
         "handlers-not-taken",
@@ -546,38 +574,4 @@ MUTANTS = [
         **MODEL_ENGINE,
         **STREAMS,
     ),
-=======
-    mutant(63, "any-model", (OIP, "if name != self.name or version", "if version"), **SPEAKS_OIP),
-    mutant(63, "no-id", (OIP, "if asked.id is not None:", "if False:"), **SPEAKS_OIP),
-    mutant(63, "all-outputs", (OIP, "dict.fromkeys(names or columns)", "columns"), **SPEAKS_OIP),
-    mutant(63, "binary-not-sent", (OIP, "binary[column.name] is True", "False"), **SPEAKS_OIP),
-    mutant(
-        63,
-        "errors-of-its-own",
-        (LIMITS, 'body = {"error": as_sentence(body)}', "pass"),
-        **SPEAKS_OIP,
-    ),
-    mutant(63, "unprocessable", (LIMITS, "status = 400  #", "status = 422  #"), **SPEAKS_OIP),
-    mutant(
-        63,
-        "always-ready",
-        (OIP, '        core.worker.check()\n        return {"ready"', '        return {"ready"'),
-        **SPEAKS_OIP,
-    ),
-    mutant(64, "no-id", (GRPC, ", id=request.id", ""), **SPEAKS_GRPC),
-    mutant(64, "not-found-is-wrong", (GRPC, '    404: "NOT_FOUND",\n', ""), **SPEAKS_GRPC),
-    mutant(
-        64,
-        "no-reflection",
-        (GRPC, "protocol.reflection.enable_server_reflection(", "print("),
-        **SPEAKS_GRPC,
-    ),
-    mutant(
-        64,
-        "always-serving",
-        (GRPC, "SERVING if is_ready(self.core) else statuses.NOT_SERVING", "SERVING"),
-        **SPEAKS_GRPC,
-    ),
-    mutant(64, "watchers-hold-it-up", (GRPC, "        watch.stopping.set()\n", ""), **SPEAKS_GRPC),
->>>>>>> f9ab454c8312f0a440c9ef0416074b351d46bea6
 ]

@@ -62,13 +62,8 @@ def test_mutant_is_killed(
 
 def test_every_requirement_has_a_mutant() -> None:
     """Each requirement that the conformance tests ask about is broken at least once."""
-<<<<<<< HEAD
-    files = (ROOT / "template" / "tests").glob("*test_*.py*")
-    source = "".join(path.read_text(encoding="utf-8") for path in files)
-=======
     files = (ROOT / "template" / "tests").glob("*test_*")
-    source = "".join(file.read_text(encoding="utf-8") for file in files)
->>>>>>> f9ab454c8312f0a440c9ef0416074b351d46bea6
+    source = "".join(path.read_text(encoding="utf-8") for path in files)
     tested = {int(number) for number in re.findall(r"^def test_ms_(\d+)_", source, re.MULTILINE)}
     assert {mutant.number for mutant in MUTANTS} == tested
 
