@@ -1,6 +1,6 @@
 """What other contracts are built on: the service without its own routes."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -21,12 +21,10 @@ class Core(Generic[ParamsT]):
 
     name: str  # of the service
     version: str
-    route: str  # of its own inference
     read: Reader[ParamsT]
     encode: Callable[[list[Any]], bytes]  # the model's outputs, as its own route answers them
     output: type[BaseModel]  # one output of the model
     body: type[BaseModel]  # of its own route's answer
-    example: Mapping[str, Any]
     worker: Worker
     streams: bool = False  # whether the model answers in parts
 

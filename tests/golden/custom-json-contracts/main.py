@@ -175,12 +175,10 @@ authorizer = Authorizer()
 core = Core(
     name="my-model-server",
     version="0.1.0",
-    route="/infer",
     read=read,
     encode=encode,
     output=Output,
     body=Output,
-    example=EXAMPLE,
     worker=worker,
     streams=issubclass(Model, Streams),
 )
