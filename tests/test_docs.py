@@ -9,7 +9,7 @@ import pytest
 import docs_prompts
 from rendering import files_in, render
 from updating import yours
-from variants import ROOT, choices, questions
+from variants import CONTRACTS, ROOT, choices, questions
 
 SKIPPED = {".venv", ".cache", ".demo", ".git", "golden"}
 DOCUMENTS = sorted(
@@ -36,7 +36,8 @@ def rendered_tests(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the tests of services that have every conformance test between them."""
     folder = tmp_path_factory.mktemp("services")
     texts: list[str] = []
-    for answers in ({}, {"model_type": "custom", "input_kind": "json"}):
+    every = {"contracts": list(CONTRACTS), "auth": "jwt"}
+    for answers in ({}, {"model_type": "custom", "input_kind": "json"} | every):
         project = render(folder / str(len(texts)), answers)
         texts.append("".join(path.read_text("utf-8") for path in project.glob("tests/*.py")))
     return "".join(texts)
