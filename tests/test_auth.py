@@ -266,7 +266,6 @@ def test_what_a_policy_is_told(policed: tuple[Live, Site]) -> None:
         say({"result": True}, 500),
         say({"result": True}, 302, Location="/"),
     ],
-    ids=str,
 )
 def test_no_consent(policed: tuple[Live, Site], answer: Callable[[Handler], None]) -> None:
     """Whatever is not a policy's consent is 403."""

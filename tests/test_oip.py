@@ -146,6 +146,52 @@ def test_clients_of_others(answers: dict[str, Any], tmp_path: Path) -> None:
     assert "Traceback" not in service.log
 
 
+@pytest.mark.parametrize(
+    ("kind", "datatype", "shape", "variable"),
+    [
+        ("image", "UINT8", [2, 5, 3], "MAX_PIXELS"),
+        ("video", "UINT8", [2, 5, 1, 3], "MAX_FRAMES"),
+        ("audio", "FP32", [16_000], "MAX_AUDIO_SECONDS"),
+    ],
+)
+def test_decoded_files(
+    kind: str, datatype: str, shape: list[int], variable: str, tmp_path: Path
+) -> None:
+    """One alone needs no dimension for several; what the decoders refuse is refused here, too."""
+    project = make(tmp_path / "service", input_kind=kind, contracts=["oip"])
+    limit = {"image": "10", "video": "2", "audio": "1"}[kind]
+    with live(project, python(), tmp_path / "log", **{variable: limit, "WARMUP": "0"}) as service:
+        service.ready()
+        name = service.client.get(MODEL).json()["inputs"][1]["name"]
+
+        def post(shape: list[int], datatype: str = datatype, item: float = 0, **more: Any) -> Any:
+            data = [item] * math.prod(shape)
+            return infer(service, tensor(name, datatype, shape, data, **more))
+
+        assert post(shape).status_code == 200
+        longer = [shape[0] + 1, *shape[1:]]
+        refused(post(longer), 400, limit)
+        refused(post([0, *shape[1:]]), 400, f"send {datatype} ")
+        refused(post([1, 1, *shape]), 400, f"send {datatype} ")
+        refused(post(shape, "INT16"), 400, "not INT16")
+        if kind == "video":
+            assert post(shape, parameters={"fps": 5}).status_code == 200
+            refused(post(shape, parameters={"fps": 0}), 400, "fps has to be a number above 0")
+            refused(post(shape, parameters={"fps": "a"}), 400, "fps")
+        if kind == "audio":
+            body = binary_request(name, datatype, shape, struct.pack("<f", math.nan) * shape[0])
+            refused(service.client.post(INFER, **body), 400, "not all finite")
+            assert post(shape, "FP64").status_code == 200
+        file = tensor("file", "BYTES", [1], ["YQ=="])
+        one = tensor(name, datatype, shape, [0] * math.prod(shape))
+        refused(infer(service, file, one), 400, f"Send either of file and {name}.")
+        refused(infer(service), 400, f"Send either of file and {name}.")
+        refused(infer(service, tensor("file", "BYTES", [1], ["no base64"])), 400, "no base64")
+        refused(infer(service, tensor("file", "BYTES", [1], [""])), 400, "Empty upload.")
+        refused(infer(service, tensor("file", "UINT8", [1], [1])), 400, "send BYTES, not UINT8")
+        refused(infer(service, tensor("file", "BYTES", [0], [])), 400, "file: Field required")
+
+
 @pytest.fixture(scope="module")
 def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """Return a service with fields of all types."""
@@ -375,6 +421,13 @@ def binary(inputs: list[dict[str, Any]], behind: bytes, length: str | None = Non
     head = json.dumps({"inputs": inputs}).encode()
     length = str(len(head)) if length is None else length
     return {"content": head + behind, "headers": {HEADER: length}}
+
+
+def binary_request(name: str, datatype: str, shape: list[int], data: bytes) -> Any:
+    """Return a request with one tensor, which is binary."""
+    parameters = {"binary_data_size": len(data)}
+    form = {"name": name, "datatype": datatype, "shape": shape, "parameters": parameters}
+    return binary([form], data)
 
 
 def test_bad_binary_data(echo: Live) -> None:
