@@ -22,6 +22,7 @@ from containers.containers import (
 )
 from environments import environment, locked
 from rendering import render
+from variants import CONTRACTS
 
 PORT = 9100
 # The Python that torch is at hand for everywhere; one base image then serves all presets.
@@ -63,7 +64,7 @@ def base() -> str:
 @pytest.mark.parametrize("preset", ["rapidocr", "silero-vad", "minilm"])
 def test_image(preset: str, base: str, tmp_path: Path) -> None:
     """Healthy by its own check, not root, read-only, PORT honoured, a real answer, exit 0."""
-    project, tag = build_image({"preset": preset}, base, tmp_path)
+    project, tag = build_image(preset, base, tmp_path)
     check = image_config(tag)["Healthcheck"]
     assert isinstance(check, dict)
     assert (check["Interval"], check["Timeout"]) == (30_000_000_000, 10_000_000_000)
@@ -89,8 +90,7 @@ def test_image(preset: str, base: str, tmp_path: Path) -> None:
 @pytest.mark.xdist_group("containers")
 def test_image_for_sagemaker(base: str, tmp_path: Path) -> None:
     """`docker run IMAGE serve`, as SageMaker runs it: its port, its routes, and an end in time."""
-    answers = {"preset": "rapidocr", "contracts": ["oip-grpc", "sagemaker", "model-engine"]}
-    project, tag = build_image(answers, base, tmp_path)
+    project, tag = build_image("rapidocr", base, tmp_path)
     wanted = request("rapidocr", project)
     with running(tag, arguments=["serve"], env={}, port=8080) as container:
         assert container.healthy()
@@ -106,11 +106,12 @@ def test_image_for_sagemaker(base: str, tmp_path: Path) -> None:
         assert container.stop(grace=30) == 0, container.logs()
 
 
-def build_image(answers: dict[str, Any], base: str, folder: Path) -> tuple[Path, str]:
-    """Render a service for the CPU, build its image, and return both."""
-    project = render(folder / "service", answers | {"accelerator": "cpu", "python_version": PYTHON})
-    name = "-".join([answers["preset"], *answers.get("contracts", [])])
-    tag = f"localhost/copier-ml-microservice-{name}"
+def build_image(preset: str, base: str, folder: Path) -> tuple[Path, str]:
+    """Render a preset for the CPU, build its image, and return both."""
+    answers = {"preset": preset, "accelerator": "cpu", "python_version": PYTHON}
+    contracts = list(CONTRACTS) if preset == "rapidocr" else []
+    project = render(folder / preset, answers | {"contracts": contracts})
+    tag = f"localhost/copier-ml-microservice-{preset}"
     with locked("image"):  # wheels are served to a build on one port
         lock(project)
         build(project, tag, build_args={"BASE_IMAGE": base})
