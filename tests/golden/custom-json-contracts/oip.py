@@ -151,6 +151,7 @@ ERRORS: dict[int | str, Parameters] = {
 INFER_ERRORS: dict[int | str, Parameters] = {
     status: {**response, "model": ErrorMessage} for status, response in RESPONSES.items()
 }
+INFER_ERRORS.pop(422)  # which the protocol has not
 BODY = {
     "requestBody": {
         "required": True,
