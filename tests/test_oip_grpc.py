@@ -16,6 +16,8 @@ from live import Live, live, wait_for
 from obedient import HANG, calls, make, post, queue_behind, running
 from updating import python
 
+pytestmark = pytest.mark.xdist_group("open-inference")
+
 PATIENCE_SECONDS = 60
 SERVICE = "inference.GRPCInferenceService"
 wait = partial(wait_for, seconds=PATIENCE_SECONDS)

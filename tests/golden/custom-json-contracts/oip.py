@@ -145,13 +145,14 @@ class ErrorMessage(BaseModel):
 
 
 ERRORS: dict[int | str, Parameters] = {
+    "4XX": {"model": ErrorMessage, "description": "Another request that cannot be answered."},
     404: {"model": ErrorMessage, "description": "Another model, or another version."},
     503: {"model": ErrorMessage, "description": "Not loaded yet, too busy, or out of memory."},
 }
 INFER_ERRORS: dict[int | str, Parameters] = {
     status: {**response, "model": ErrorMessage} for status, response in RESPONSES.items()
 }
-INFER_ERRORS.pop(422)  # which the protocol has not
+INFER_ERRORS.pop(422)  # the protocol has none
 BODY = {
     "requestBody": {
         "required": True,
