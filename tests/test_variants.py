@@ -82,6 +82,10 @@ CONTRACT_FILES = {
 }
 # Packages whose modules have another name.
 MODULES = {
+    "grpcio": "grpc",
+    "grpcio-health-checking": "grpc_health",
+    "grpcio-reflection": "grpc_reflection",
+    "grpcio-tools": "grpc",  # which imports it to compile a .proto
     "huggingface-hub": "huggingface_hub",
     "nvidia-ml-py": "pynvml",
     "onnxruntime-gpu": "onnxruntime",
@@ -90,6 +94,7 @@ MODULES = {
     "paddlepaddle-gpu": "paddle",
     "pillow": "PIL",
     "prometheus-client": "prometheus_client",
+    "pydantic": "pydantic|pydantic_core",
     "pyjwt": "jwt",
     "pywhispercpp": "pywhispercpp|_pywhispercpp",
     "silero-vad": "silero_vad",

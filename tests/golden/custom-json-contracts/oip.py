@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Generic, TypeVar
 
-from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
+from starlette.concurrency import run_in_threadpool
 
 from core import Core
 from inputs import Input, decode
@@ -353,7 +353,7 @@ def prepare(signature: Signature[ParamsT], request: Request, body: bytes) -> Job
 
 async def off_the_loop(size: int, function: Callable[[], T]) -> T:
     """Return what a function returns that takes long where there are many bytes."""
-    return await to_thread.run_sync(function) if size > LARGE else function()
+    return await run_in_threadpool(function) if size > LARGE else function()
 
 
 def create_router(core: Core[ParamsT]) -> APIRouter:

@@ -11,7 +11,7 @@ from functools import partial, wraps
 from types import SimpleNamespace
 from typing import Any, Generic
 
-from anyio import to_thread
+from starlette.concurrency import run_in_threadpool
 
 from auth import Authorizer
 from core import Core
@@ -286,7 +286,7 @@ async def serve_grpc(core: Core[Any], authorizer: Authorizer) -> AsyncIterator[N
 async def start(core: Core[Any], authorizer: Authorizer) -> Callable[[], Awaitable[None]] | None:
     """Start the server, and return what stops it; a server that cannot start ends the process."""
     try:
-        protocol = await to_thread.run_sync(load)
+        protocol = await run_in_threadpool(load)
         codes = {code.name: code for code in protocol.grpc.StatusCode}
         bounds = core.worker.bounds
         tolerant = type("TolerantInterceptor", (Tolerant, protocol.grpc.aio.ServerInterceptor), {})
