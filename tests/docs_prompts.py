@@ -68,6 +68,9 @@ def _question(name: str, question: dict[str, Any]) -> str:
             lines.append(_table(("value", ""), list(zip(values, meanings, strict=True))))
         else:
             lines += [f"Values: {', '.join(values)}.", ""]
+    if question.get("multiselect"):
+        several = ", ".join(choices(name)[::2])
+        lines += [f"Several may be chosen; on the command line: `-d '{name}=[{several}]'`.", ""]
     return "\n".join(lines)
 
 

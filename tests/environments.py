@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rendering import render
-from variants import ROOT, Variant, variants
+from variants import CONTRACTS, ROOT, Variant, variants
 
 CACHE = ROOT / ".cache"
 # The newest torch whose CPU build is known to be found both with PyTorch's index and without it.
@@ -92,10 +92,11 @@ def python_of(variant: Variant) -> str:
 def _requirements(stack: str, extras: Iterable[str], folder: Path) -> Iterator[str]:
     """Collect what each of the stack's variants for the CPU depends on, development included."""
     seen: set[str] = set()
+    every = {"contracts": list(CONTRACTS), "auth": "jwt"}
     for variant in variants():
         if variant.stack != stack or variant.accelerator != "cpu":
             continue
-        project = render(folder / variant.name, variant.answers)
+        project = render(folder / variant.name, variant.answers | every)
         document = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
         declared = [*document["project"]["dependencies"], *document["dependency-groups"]["dev"]]
         optional = document["project"].get("optional-dependencies", {})

@@ -8,7 +8,8 @@ from rendering import render
 
 GOLDEN = Path(__file__).with_name("golden")
 
-# One of each model type, input kind, accelerator and preset, and both places for the seam.
+# One of each model type, input kind, accelerator and preset, both places for the seam, and one with
+# all that can be chosen besides.
 RENDERS: dict[str, dict[str, Any]] = {
     "default": {},
     "rapidocr-cpu": {"preset": "rapidocr", "accelerator": "cpu"},
@@ -32,6 +33,12 @@ RENDERS: dict[str, dict[str, Any]] = {
         "model_type": "custom",
         "input_kind": "multimodal",
         "python_version": "3.13",
+    },
+    "custom-json-contracts": {
+        "model_type": "custom",
+        "input_kind": "json",
+        "contracts": ["oip-grpc", "sagemaker", "model-engine"],
+        "auth": "jwt",
     },
     "pytorch-batch-inference": {
         "model_type": "pytorch",

@@ -23,6 +23,7 @@ class Live:
     process: subprocess.Popen[bytes]
     client: httpx.Client
     file: Path
+    grpc_port: int = 0
 
     @property
     def log(self) -> str:
@@ -63,9 +64,11 @@ def live(
     folder: Path, python: str, log: Path, *, script: str = "main.py", **env: str
 ) -> Iterator[Live]:
     """Start a service on PORT, or a free port, logging into this file, and leave none running."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = env.setdefault("PORT", str(probe.getsockname()[1]))
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        port = env.setdefault("PORT", str(one.getsockname()[1]))
+        grpc_port = env.setdefault("GRPC_PORT", str(other.getsockname()[1]))
     with log.open("wb") as output:
         process = subprocess.Popen(
             [python, script],
@@ -77,7 +80,7 @@ def live(
     url = f"http://127.0.0.1:{port}"
     try:
         with httpx.Client(base_url=url, timeout=30) as client:
-            yield Live(url, process, client, log)
+            yield Live(url, process, client, log, int(grpc_port))
     finally:
         process.kill()
         process.wait()

@@ -37,9 +37,17 @@ def mutant(number: int, name: str, *edits: tuple[str, str, str], **answers: Any)
 MAIN, DEVICE, LIMITS, WORKER = "main.py", "device.py", "limits.py", "worker.py"
 UPLOADS, INPUTS, GPU, THREADS = "uploads.py", "inputs.py", "gpu.py", "threads.py"
 SERVER, REPLICAS = "server.py", "replicas.py"
+SAGEMAKER = "sagemaker_contract.py"
 METRICS, OBSERVABILITY = "metrics.py", "observability.py"
+AUTH = "auth.py"
+KEYS = {"input_kind": "json", "auth": "api-key"}
+TOKENS = {"input_kind": "json", "auth": "jwt"}
 # The lightest service whose stock model answers in parts.
 STREAMS = {"model_type": "ggml", "input_kind": "json"}
+FORWARDER, MODEL_ENGINE = "forwarder.py", {"contracts": ["model-engine"]}
+OIP, GRPC = "oip.py", "oip_grpc.py"
+SPEAKS_OIP = {"input_kind": "json", "contracts": ["oip"]}
+SPEAKS_GRPC = {"input_kind": "json", "contracts": ["oip-grpc"]}
 
 MUTANTS = [
     Mutant(1, "no-rules", removed="CLAUDE.md"),
@@ -117,7 +125,7 @@ MUTANTS = [
         "lives-on-after-a-failed-load",
         (
             WORKER,
-            '"The model failed to load", exc_info=True)\n            self._end_process()',
+            '"The model failed to load", exc_info=True)\n            self.fail()',
             '"The model failed to load", exc_info=True)',
         ),
     ),
@@ -205,7 +213,9 @@ MUTANTS = [
         input_kind="json",
     ),
     mutant(
-        32, "any-type", (UPLOADS, "if not types <= {*self.content_types, *UNTYPED}", "if False")
+        32,
+        "any-type",
+        (UPLOADS, "if not set(types) <= {*self.content_types, *UNTYPED}", "if False"),
     ),
     mutant(32, "no-unknown-type", (UPLOADS, '{"", OCTET_STREAM}', '{""}')),
     mutant(33, "other-status", (LIMITS, "return 422, {", "return 400, {")),
@@ -356,6 +366,212 @@ MUTANTS = [
         61,
         "failure-ends-the-connection",
         ("streaming.py", "except Exception as error:", "except OSError as error:"),
+        **STREAMS,
+    ),
+    mutant(
+        62,
+        "no-key-will-do",
+        (
+            AUTH,
+            "if not key:\n            raise Unauthorized",
+            "if not key:\n            return Caller('', {})",
+        ),
+        **KEYS,
+    ),
+    mutant(62, "any-key-will-do", (AUTH, "hmac.compare_digest(digest, known)", "known"), **KEYS),
+    mutant(62, "short-keys", (AUTH, "{16,}", "{1,}"), **KEYS),
+    mutant(62, "one-header-only", (AUTH, 'headers.get(b"x-api-key", b"")', 'b""'), **KEYS),
+    mutant(62, "nobody-is-asked", (MAIN, "protect(app, authorizer)\n", ""), **KEYS),
+    mutant(
+        62, "health-asks", (AUTH, 'frozenset({"GET", "HEAD", "OPTIONS"})', "frozenset()"), **KEYS
+    ),
+    mutant(
+        62,
+        "one-route-only",
+        (AUTH, "if method in SAFE_METHODS:", 'if method in SAFE_METHODS or path != "/infer":'),
+        **KEYS,
+    ),
+    mutant(
+        62,
+        "body-read-first",
+        (AUTH, "        method = scope", "        await receive()\n        method = scope"),
+        **KEYS,
+    ),
+    mutant(62, "challenge-left-out", (AUTH, '"WWW-Authenticate"', '"X-Authenticate"'), **KEYS),
+    mutant(
+        62, "not-in-the-document", (AUTH, 'operation["security"]', 'operation["secure"]'), **KEYS
+    ),
+    mutant(
+        62,
+        "key-is-logged",
+        (AUTH, "        if not key:", '        logger.info("Key %s", key)\n        if not key:'),
+        **KEYS,
+    ),
+    mutant(
+        62,
+        "policy-not-asked",
+        (AUTH, "if PDP_URL:\n            await", "if not PDP_URL:\n            await"),
+        **KEYS,
+    ),
+    mutant(
+        62, "absent-policy-consents", (AUTH, "raise CannotAuthorize from error", "return"), **KEYS
+    ),
+    mutant(
+        62,
+        "no-decision-consents",
+        (AUTH, "else result) is True", "else result) is not False"),
+        **KEYS,
+    ),
+    mutant(
+        62,
+        "no-token-will-do",
+        (
+            AUTH,
+            "if token is None:\n            raise Unauthorized",
+            "if token is None:\n            return Caller('', {})",
+        ),
+        **TOKENS,
+    ),
+    mutant(
+        62,
+        "signature-not-checked",
+        (AUTH, '"require": ["exp"]', '"require": ["exp"], "verify_signature": False'),
+        **TOKENS,
+    ),
+    mutant(
+        62,
+        "expired",
+        (AUTH, '"require": ["exp"]', '"require": ["exp"], "verify_exp": False'),
+        **TOKENS,
+    ),
+    mutant(62, "for-ever", (AUTH, '"require": ["exp"]', '"require": []'), **TOKENS),
+    mutant(
+        62,
+        "for-anybody",
+        (AUTH, '"require": ["exp"]', '"require": ["exp"], "verify_aud": False'),
+        **TOKENS,
+    ),
+    mutant(
+        62,
+        "any-algorithm",
+        (AUTH, "algorithms=[JWT_ALGORITHM]", "algorithms=[*SECRET_BYTES]"),
+        **TOKENS,
+    ),
+    mutant(
+        62, "short-secret", (AUTH, "if JWT_SECRET and len(", "if not JWT_SECRET and len("), **TOKENS
+    ),
+    mutant(63, "any-model", (OIP, "if name != self.name or version", "if version"), **SPEAKS_OIP),
+    mutant(63, "no-id", (OIP, "if asked.id is not None:", "if False:"), **SPEAKS_OIP),
+    mutant(63, "all-outputs", (OIP, "dict.fromkeys(names or columns)", "columns"), **SPEAKS_OIP),
+    mutant(63, "binary-not-sent", (OIP, "binary[column.name] is True", "False"), **SPEAKS_OIP),
+    mutant(
+        63,
+        "errors-of-its-own",
+        (LIMITS, 'body = {"error": as_sentence(body)}', "pass"),
+        **SPEAKS_OIP,
+    ),
+    mutant(63, "unprocessable", (LIMITS, "status = 400  #", "status = 422  #"), **SPEAKS_OIP),
+    mutant(
+        63,
+        "always-ready",
+        (OIP, '        core.worker.check()\n        return {"ready"', '        return {"ready"'),
+        **SPEAKS_OIP,
+    ),
+    mutant(64, "no-id", (GRPC, ", id=request.id", ""), **SPEAKS_GRPC),
+    mutant(64, "not-found-is-wrong", (GRPC, '    404: "NOT_FOUND",\n', ""), **SPEAKS_GRPC),
+    mutant(
+        64,
+        "no-reflection",
+        (GRPC, "protocol.reflection.enable_server_reflection(", "print("),
+        **SPEAKS_GRPC,
+    ),
+    mutant(
+        64,
+        "always-serving",
+        (GRPC, "SERVING if is_ready(self.core) else statuses.NOT_SERVING", "SERVING"),
+        **SPEAKS_GRPC,
+    ),
+    mutant(64, "watchers-hold-it-up", (GRPC, "        watch.stopping.set()\n", ""), **SPEAKS_GRPC),
+    mutant(
+        65,
+        "handlers-not-taken",
+        (SAGEMAKER, "    sagemaker.register_sagemaker_overrides()\n", ""),
+        contracts=["sagemaker"],
+    ),
+    mutant(
+        65,
+        "busy-is-replaced",
+        (SAGEMAKER, "with suppress(Busy):", "with suppress(KeyError):"),
+        contracts=["sagemaker"],
+    ),
+    mutant(
+        65,
+        "no-json",
+        (SAGEMAKER, '== "application/json"', '== "never"'),
+        contracts=["sagemaker"],
+    ),
+    mutant(
+        65,
+        "broken-script-in-a-traceback",
+        (SAGEMAKER, "        sys.exit(1)\n", "        raise\n"),
+        contracts=["sagemaker"],
+    ),
+    mutant(
+        66,
+        "ready-at-once",
+        (FORWARDER, "        core.worker.check()\n", ""),
+        **MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "args-not-unwrapped",
+        (FORWARDER, "if self.wraps and", "if False and"),
+        **MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "args-only",
+        (FORWARDER, 'and "args" in document', ""),
+        (FORWARDER, 'document["args"]', 'document.get("args")'),
+        **MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "full-is-not-ready",
+        (LIMITS, "status = 429", "status = 503"),
+        (MAIN, '"/predict": 429', '"/predict": 503'),
+        **MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "body-read-first",
+        (FORWARDER, "        core.worker.admit()\n", ""),
+        (SERVER, "if not self.worker.is_full or", "if True or"),
+        **MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "in-tatters-is-unforeseen",
+        (FORWARDER, "except ValueError as error:", "except OSError as error:"),
+        **MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "any-type",
+        (FORWARDER, 'if content_type != "application/json" and', "if False and"),
+        **MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "answer-is-text",
+        (FORWARDER, 'media_type="application/json"', 'media_type="text/plain"'),
+        **MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "answer-in-one-piece",
+        (FORWARDER, "if core.streams:", "if not core.streams:"),
+        **MODEL_ENGINE,
         **STREAMS,
     ),
 ]

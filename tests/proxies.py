@@ -26,6 +26,7 @@ defaults
     timeout client 30s
     timeout server 30s
     timeout http-keep-alive 30s
+    timeout check 5s
 frontend in
     bind 127.0.0.1:{port}
     default_backend replicas

@@ -1,13 +1,14 @@
 """A service whose model takes as long as a request says, for tests of what time does to it."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from live import Live, live
+from live import Live, live, wait_for
 from rendering import render
 from updating import python
 
@@ -56,3 +57,12 @@ def calls(folder: Path) -> list[float]:
     """Return the first value of each call that was run; the warm-up is the first."""
     file = folder / "calls"
     return [float(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def fill(folder: Path, service: Live, pool: ThreadPoolExecutor) -> list[Future[httpx.Response]]:
+    """Send one request that the model works on for a while, and one that fills the queue."""
+    first = pool.submit(ask, service.url, 2.0)
+    wait_for(lambda: -2.0 in calls(folder), seconds=30)
+    second = pool.submit(ask, service.url, 0.1)
+    wait_for(lambda: service.client.get("/ready").status_code == 503, seconds=30)
+    return [first, second]

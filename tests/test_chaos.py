@@ -151,6 +151,18 @@ def test_slow_body(service: Live, slow: Callable[[socket.socket], bytes]) -> Non
     assert answer.endswith(b'{"detail":"The request took too long to arrive."}')
 
 
+def test_refused_before_its_body(service: Live) -> None:
+    """A client that asks whether to send its body, and may not, goes on with another connection."""
+    with connect(service) as connection:
+        connection.sendall(
+            b"POST /infer HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 1000000000\r\nExpect: 100-continue\r\n\r\n"
+        )
+        answer = receive(connection)  # until the service ends the connection
+    assert answer.startswith(b"HTTP/1.1 413 "), answer
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+
+
 def test_slow_upload_in_time(service: Live) -> None:
     """A body that comes in several parts, but in time, is answered."""
     content = b'{"values": [1, 2, 3, 4]}'

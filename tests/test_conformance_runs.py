@@ -25,10 +25,10 @@ VISIBLE = {19, 20, 21, 22, 23, 24, 25, 26, 31, 32, 33, 52, 53}
 
 
 @contextmanager
-def running(folder: Path, log: Path, script: str = "main.py") -> Iterator[str]:
+def running(folder: Path, log: Path, script: str = "main.py", **env: str) -> Iterator[str]:
     """Run a service on a free port until it is ready, and yield its address."""
     python = str(environment("custom") / "bin" / "python")
-    with live(folder, python, log, script=script) as service:
+    with live(folder, python, log, script=script, **env) as service:
         service.ready()
         yield service.url
 
@@ -71,6 +71,18 @@ def test_url_of_a_rendered_service(project: Path) -> None:
     found = outcomes(project)
     assert found["pass"] == VISIBLE | {36, 58, 59}
     assert found.keys() == {"pass", "not applicable"}
+
+
+def test_url_of_a_service_that_asks_for_a_key(tmp_path: Path) -> None:
+    """So does one that asks who asks, where the tests are given a key."""
+    key = "a-key-of-the-deployment"
+    project = render(tmp_path / "service", {"model_type": "custom", "auth": "api-key"})
+    with running(project, project / "log", API_KEYS=key) as url:
+        options = ["tests/test_auth.py", "--url", url]
+        result = conformance(project, *options, "--header", f"Authorization: Bearer {key}")
+        assert result.returncode == 0, result.stdout
+        assert outcomes(project)["pass"] == VISIBLE | {36, 58, 59, 62}
+        assert conformance(project, *options, "-k", "test_ms_22").returncode == 1
 
 
 def test_url_of_a_service_written_by_hand(project: Path) -> None:

@@ -22,6 +22,7 @@ from containers.containers import (
 )
 from environments import environment, locked
 from rendering import render
+from variants import CONTRACTS
 
 PORT = 9100
 # The Python that torch is at hand for everywhere; one base image then serves all presets.
@@ -63,13 +64,7 @@ def base() -> str:
 @pytest.mark.parametrize("preset", ["rapidocr", "silero-vad", "minilm"])
 def test_image(preset: str, base: str, tmp_path: Path) -> None:
     """Healthy by its own check, not root, read-only, PORT honoured, a real answer, exit 0."""
-    answers = {"preset": preset, "accelerator": "cpu", "python_version": PYTHON}
-    project = render(tmp_path / preset, answers)
-    tag = f"localhost/copier-ml-microservice-{preset}"
-    with locked("image"):  # wheels are served to a build on one port
-        lock(project)
-        build(project, tag, build_args={"BASE_IMAGE": base})
-
+    project, tag = build_image(preset, base, tmp_path)
     check = image_config(tag)["Healthcheck"]
     assert isinstance(check, dict)
     assert (check["Interval"], check["Timeout"]) == (30_000_000_000, 10_000_000_000)
@@ -90,6 +85,37 @@ def test_image(preset: str, base: str, tmp_path: Path) -> None:
         assert response.status_code == 200
         assert wanted.expected in response.text
         assert container.stop() == 0, container.logs()
+
+
+@pytest.mark.xdist_group("containers")
+def test_image_for_sagemaker(base: str, tmp_path: Path) -> None:
+    """`docker run IMAGE serve`, as SageMaker runs it: its port, its routes, and an end in time."""
+    project, tag = build_image("rapidocr", base, tmp_path)
+    wanted = request("rapidocr", project)
+    with running(tag, arguments=["serve"], env={}, port=8080) as container:
+        assert container.healthy()
+        with httpx.Client(base_url=container.base_url, timeout=120) as client:
+            wait_until_ready(client, container)
+            assert client.get("/ping").status_code == 200
+            assert client.get("/v2/health/ready").json() == {"ready": True}
+            headers = {"Content-Type": "image/png"}
+            file = wanted.arguments["files"]["file"]
+            response = client.post("/invocations", content=file, headers=headers)
+        assert response.status_code == 200
+        assert wanted.expected in response.text
+        assert container.stop(grace=30) == 0, container.logs()
+
+
+def build_image(preset: str, base: str, folder: Path) -> tuple[Path, str]:
+    """Render a preset for the CPU, build its image, and return both."""
+    answers = {"preset": preset, "accelerator": "cpu", "python_version": PYTHON}
+    contracts = list(CONTRACTS) if preset == "rapidocr" else []
+    project = render(folder / preset, answers | {"contracts": contracts})
+    tag = f"localhost/copier-ml-microservice-{preset}"
+    with locked("image"):  # wheels are served to a build on one port
+        lock(project)
+        build(project, tag, build_args={"BASE_IMAGE": base})
+    return project, tag
 
 
 def packaged_minilm(folder: Path) -> Path:

@@ -9,7 +9,7 @@ import pytest
 import docs_prompts
 from rendering import files_in, render
 from updating import yours
-from variants import ROOT, choices, questions
+from variants import CONTRACTS, ROOT, choices, questions
 
 SKIPPED = {".venv", ".cache", ".demo", ".git", "golden"}
 DOCUMENTS = sorted(
@@ -36,7 +36,12 @@ def rendered_tests(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the tests of services that have every conformance test between them."""
     folder = tmp_path_factory.mktemp("services")
     texts: list[str] = []
-    for answers in ({}, {"model_type": "custom", "input_kind": "json"}):
+    others = {"contracts": list(CONTRACTS)}
+    for answers in (
+        {},
+        {"model_type": "custom", "input_kind": "json", "auth": "api-key"} | others,
+        {"model_type": "custom", "input_kind": "json", "auth": "jwt"},
+    ):
         project = render(folder / str(len(texts)), answers)
         texts.append("".join(path.read_text("utf-8") for path in project.glob("tests/*.py")))
     return "".join(texts)
@@ -60,7 +65,7 @@ def test_readme_lists_the_questions() -> None:
         default = docs_prompts.defaults()[name]
         if "choices" in question:
             assert sorted(values) == sorted(choices(name))
-            assert values[0] == default
+            assert default in ([], values[0])  # where several may be chosen, none is the default
         elif question["type"] == "bool":
             assert values == [str(default).lower(), str(not default).lower()]
         else:

@@ -83,7 +83,7 @@ BROUGHT: dict[int, list[tuple[str, str, str]]] = {
     ],
     4: [
         ("template/main.py.jinja", SUMMARY, ""),
-        ("template/limits.py", "        value = minimum - 1\n", "        value = -1\n"),
+        ("template/limits.py.jinja", "        value = minimum - 1\n", "        value = -1\n"),
         ("template/CLAUDE.md.jinja", "- Own no thread, no executor", "- Own no thread"),
     ],
 }

@@ -44,7 +44,7 @@ def test_mutant_is_killed(
     for file in project.glob("*.py"):
         ast.parse(file.read_text(encoding="utf-8"))
     python = environment(str(mutant.answers["model_type"])) / "bin" / "python"
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
+    command = [str(python), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests"]
     command += ["-k", f"test_ms_{mutant.number:02}_"]
     result = subprocess.run(
         command,
@@ -62,7 +62,8 @@ def test_mutant_is_killed(
 
 def test_every_requirement_has_a_mutant() -> None:
     """Each requirement that the conformance tests ask about is broken at least once."""
-    source = (ROOT / "template" / "tests" / "test_conformance.py").read_text(encoding="utf-8")
+    files = (ROOT / "template" / "tests").glob("*test_*")
+    source = "".join(path.read_text(encoding="utf-8") for path in files)
     tested = {int(number) for number in re.findall(r"^def test_ms_(\d+)_", source, re.MULTILINE)}
     assert {mutant.number for mutant in MUTANTS} == tested
 

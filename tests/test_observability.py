@@ -253,7 +253,7 @@ def test_ids_do_not_mix(start: Start) -> None:
     lines = [json.loads(line) for line in service.log.splitlines()]
     said = {line["message"]: line["request_id"] for line in lines if "Said" in line["message"]}
     assert said == {f"Said: {name}": name for name in names}
-    ended = [line["request_id"] for line in lines if line["logger"] == "access"]
+    ended = [line["request_id"] for line in lines if line.get("route") == "/infer"]
     assert sorted(ended) == sorted(names)
 
 

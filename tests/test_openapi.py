@@ -28,9 +28,10 @@ jar = files("openapi_generator_cli") / "openapi-generator.jar"
 command = [str(JAVA), "-jar", str(jar), "generate", "-g", "python", "-i", *sys.argv[1:2]]
 subprocess.run([*command, "-o", sys.argv[2]], check=True)
 """
-# Calls the service by the generated client, and prints the answer.
+# Calls the service by the generated client, and prints the answers.
 CALL = """
 import inspect, json, sys
+from base64 import b64encode
 import openapi_client as client
 
 url, document, files, fields = json.loads(sys.argv[1])
@@ -44,7 +45,11 @@ else:
     }
     arguments = {name: x if name == "files" else x[0] for name, x in uploads.items()}
     answer = api.infer(**arguments, **fields)
+    texts = {name: [b64encode(x).decode() for _, x in pairs] for name, pairs in uploads.items()}
+    document = {name: x if name == "files" else x[0] for name, x in texts.items()} | fields
 print(answer.to_json())
+for body in (document, {"args": document}):
+    print(api.predict(client.PredictRequest.from_dict(body)).to_json())
 print(api.ready())
 """
 # Of all that 3.0 says in another way, or cannot say.
@@ -131,7 +136,7 @@ def tool(name: str, *requirements: str) -> str:
 @pytest.mark.parametrize("kind", choices("input_kind"))
 def test_generated_client(kind: str, tmp_path: Path) -> None:
     """A client that was generated from the 3.0 document gets the answer that the service gives."""
-    project = make_project(tmp_path / "service", input_kind=kind)
+    project = make_project(tmp_path / "service", input_kind=kind, contracts=["model-engine"])
     documents = export(project, tmp_path / "documents")
     validate(documents)
     arguments = [str(tmp_path / "documents" / "openapi-3.0.json"), str(tmp_path / "client")]
@@ -152,8 +157,8 @@ def test_generated_client(kind: str, tmp_path: Path) -> None:
             request["files"] = [(field, (names[0], file, "application/octet-stream"))] * len(names)
         response = httpx.post(f"{service.url}/{row['endpoint']}", timeout=60, **request)
         assert service.client.get("/openapi.json").json() == documents["openapi.json"]
-    answer, ready = printed.splitlines()
-    assert json.loads(answer) == response.raise_for_status().json()
+    *answers, ready = printed.splitlines()
+    assert [json.loads(answer) for answer in answers] == [response.raise_for_status().json()] * 3
     assert ready == "{'status': 'ready'}"
 
 

@@ -4,7 +4,7 @@ import re
 import socket
 import time
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from live import Live, wait_for
-from slow import ask, calls, document, slow_service, started
+from slow import ask, document, fill, slow_service, started
 
 MAX_QUEUE_SIZE = 4
 CALL_SECONDS = 0.05
@@ -62,15 +62,6 @@ def test_overload(folder: Path, tmp_path: Path) -> None:
         assert statuses[503] > statuses[200] > MAX_QUEUE_SIZE
         assert resident_mb(service) - before < MAX_GROWTH_MB
         assert ask(service.url).status_code == 200
-
-
-def fill(folder: Path, service: Live, pool: ThreadPoolExecutor) -> list[Future[httpx.Response]]:
-    """Send one request that the model works on for a while, and one that fills the queue."""
-    first = pool.submit(ask, service.url, 2.0)
-    wait_for(lambda: -2.0 in calls(folder), seconds=30)
-    second = pool.submit(ask, service.url, 0.1)
-    wait_for(lambda: service.client.get("/ready").status_code == 503, seconds=30)
-    return [first, second]
 
 
 def test_refused_at_the_door(folder: Path, tmp_path: Path) -> None:

@@ -48,10 +48,10 @@ def is_refused(url: str) -> bool:
 def test_requests_are_finished(folder: Path, tmp_path: Path) -> None:
     """What runs and what waits is answered, nothing new comes in, and the process exits with 0."""
     with started(folder, tmp_path / "log") as service, ThreadPoolExecutor() as pool:
-        running = pool.submit(ask, service.url, 1.0)
-        wait_for_call(folder, 1.0)
+        running = pool.submit(ask, service.url, 2.0)
+        wait_for_call(folder, 2.0)
         waiting = [pool.submit(ask, service.url, 0.2) for _ in range(3)]
-        time.sleep(0.2)
+        wait(lambda: "model_queue_depth 3.0" in service.client.get("/metrics").text)
         service.process.send_signal(signal.SIGTERM)
         wait(lambda: is_refused(service.url))
         assert not running.done()

@@ -66,13 +66,20 @@ wait = partial(wait_for, seconds=60)
 
 
 @pytest.fixture(
-    scope="module", params=[("thread", False), ("thread", True), ("process", False)], ids=str
+    scope="module",
+    params=[
+        ("thread", False, ()),
+        ("thread", True, ()),
+        ("process", False, ()),
+        ("process", False, ("model-engine",)),
+    ],
+    ids=str,
 )
 def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Render a service whose model can stream."""
-    isolation, batching = request.param
+    isolation, batching, contracts = request.param
     answers = {"model_type": "custom", "input_kind": "json", "gpu_monitoring": False}
-    answers |= {"isolation": isolation, "batching": batching}
+    answers |= {"isolation": isolation, "batching": batching, "contracts": list(contracts)}
     folder = render(tmp_path_factory.mktemp("streaming") / "service", answers)
     put_seam(folder, SEAM)
     return folder
@@ -87,9 +94,15 @@ def running(project: Path, log: Path, **env: str) -> Iterator[Live]:
         yield service
 
 
+def route(service: Live) -> str:
+    """Return the address of what answers in parts: Model Engine's, where the service has that."""
+    paths = service.client.get("/openapi.json").json()["paths"]
+    return service.url + ("/stream" if "/stream" in paths else "/infer/stream")
+
+
 def stream(service: Live, *pauses: float) -> list[dict[str, Any]]:
     """Return the data of the events that a request gets."""
-    response = httpx.post(f"{service.url}/infer/stream", json={"pauses": pauses}, timeout=60)
+    response = httpx.post(route(service), json={"pauses": pauses}, timeout=60)
     response.raise_for_status()
     lines = response.text.splitlines()
     return [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
@@ -131,7 +144,7 @@ def test_client_leaves(project: Path, tmp_path: Path) -> None:
     """The model is stopped, and the next client is served at once."""
     with running(project, tmp_path / "log") as service:
         request = {"pauses": [0.05] * 2000}
-        with httpx.stream("POST", f"{service.url}/infer/stream", json=request) as response:
+        with httpx.stream("POST", route(service), json=request) as response:
             next(response.iter_lines())
         assert [part.get("count") for part in stream(service, 0)] == [0, None]
         assert counted(project) < 100
@@ -141,7 +154,7 @@ def test_client_does_not_read(project: Path, tmp_path: Path) -> None:
     """A stream that nobody reads does not hold the model up."""
     with running(project, tmp_path / "log") as service:
         request = {"pauses": [0.0] * MANY}
-        with httpx.stream("POST", f"{service.url}/infer/stream", json=request):
+        with httpx.stream("POST", route(service), json=request):
             assert [part.get("count") for part in stream(service, 0)] == [0, None]
         assert counted(project) < MANY
 
@@ -160,11 +173,11 @@ def test_hangs_on_the_way(project: Path, tmp_path: Path) -> None:
 def test_first_part_is_too_late(project: Path, tmp_path: Path) -> None:
     """Before the first part the status is a real one."""
     with running(project, tmp_path / "log", INFER_TIMEOUT_SECONDS="1") as service:
-        response = service.client.post("/infer/stream", json={"pauses": [3]})
+        response = service.client.post(route(service), json={"pauses": [3]})
         assert response.status_code == 504
 
 
-@pytest.mark.parametrize("project", [("process", False)], ids=str, indirect=True)
+@pytest.mark.parametrize("project", [("process", False, ())], ids=str, indirect=True)
 def test_crash_on_the_way(project: Path, tmp_path: Path) -> None:
     """In a process of its own the model may die; the client is told, and the next one is served."""
     with running(project, tmp_path / "log") as service:

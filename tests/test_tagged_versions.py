@@ -77,7 +77,7 @@ def test_version_that_differs(tmp_path: Path) -> None:
     old = Path(shutil.copytree(template_folder(), tmp_path / "old"))
     change(old / "template" / "main.py.jinja", "MAX_QUEUE_SIZE = env_int", "MAX_WAITING = env_int")
     change(old / "template" / "main.py.jinja", "max_queue=MAX_QUEUE_SIZE", "max_queue=MAX_WAITING")
-    change(old / "template" / "limits.py", "logger.info(", "logger.debug(")
+    change(old / "template" / "limits.py.jinja", "logger.info(", "logger.debug(")
     (old / "template" / "extra.py").write_text("GONE = 1\n", encoding="utf-8")
     check_update(old, tmp_path)
 

@@ -415,7 +415,9 @@ def test_version_by_version(repository: Path, tmp_path: Path) -> None:
     """Two updates in a row end where one over both versions ends."""
     later = tmp_path / "template"
     shutil.copytree(repository, later)
-    add_version(later, 3, lambda template: append(template / "template" / "limits.py", "# Three\n"))
+    add_version(
+        later, 3, lambda template: append(template / "template" / "limits.py.jinja", "# Three\n")
+    )
     projects = [render(later, tmp_path / name, input_kind="json") for name in ("slow", "fast")]
     for project in projects:
         put_seam(project, GREETER)

@@ -66,8 +66,26 @@ ALWAYS = {
     "uploads.py",
     "worker.py",
 }
+OPTIONS: list[tuple[str, object, set[str]]] = [
+    ("model_module", "inference", {"inference.py"}),
+    ("gpu_monitoring", True, {"gpu.py"}),
+    ("batching", True, {"batching.py"}),
+    ("isolation", "process", {"isolation.py"}),
+    ("observability", True, {"metrics.py", "observability.py"}),
+]
+OIP = {"core.py", "oip.py", "tensors.py", "tests/test_oip.py"}
+CONTRACT_FILES = {
+    "oip": OIP,
+    "oip-grpc": OIP | {"oip_grpc.py", "open_inference.proto", "tests/test_oip_grpc.py"},
+    "sagemaker": {"core.py", "sagemaker_contract.py", "tests/test_sagemaker.py"},
+    "model-engine": {"core.py", "forwarder.py", "tests/test_model_engine.py"},
+}
 # Packages whose modules have another name.
 MODULES = {
+    "grpcio": "grpc",
+    "grpcio-health-checking": "grpc_health",
+    "grpcio-reflection": "grpc_reflection",
+    "grpcio-tools": "grpc",  # which imports it to compile a .proto
     "huggingface-hub": "huggingface_hub",
     "nvidia-ml-py": "pynvml",
     "onnxruntime-gpu": "onnxruntime",
@@ -76,6 +94,8 @@ MODULES = {
     "paddlepaddle-gpu": "paddle",
     "pillow": "PIL",
     "prometheus-client": "prometheus_client",
+    "pydantic": "pydantic|pydantic_core",
+    "pyjwt": "jwt",
     "pywhispercpp": "pywhispercpp|_pywhispercpp",
     "silero-vad": "silero_vad",
 }
@@ -128,19 +148,14 @@ def expected_files(variant: Variant) -> set[str]:
         variant.preset == "none" and variant.model_type in ("transformers", "ggml")
     ):
         files.add("tests/checkpoint.py")
-    if others["model_module"] == "inference":
-        files.add("inference.py")
-    if others.get("gpu_monitoring"):
-        files.add("gpu.py")
     if variant.input_kind == "json":
         files.add("streaming.py")
-    if others["batching"]:
-        files.add("batching.py")
-    if others["isolation"] == "process":
-        files.add("isolation.py")
-    if others["observability"]:
-        files |= {"metrics.py", "observability.py"}
-    return files
+    for question, value, more in OPTIONS:
+        if others.get(question) == value:
+            files |= more
+    if others["auth"] != "none":
+        files |= {"auth.py", "tests/test_auth.py"}
+    return files | {name for contract in others["contracts"] for name in CONTRACT_FILES[contract]}
 
 
 @every_variant
@@ -248,8 +263,9 @@ def test_deployment(variant: Variant, project: Path) -> None:
     for name in ("readinessProbe", "startupProbe"):
         assert probes[name]["httpGet"] == {"path": "/ready", "port": "http"}
     assert probes["startupProbe"]["failureThreshold"] == 6 * others["startup_minutes"]
-    env = {variable["name"]: int(variable["value"]) for variable in container["env"]}
-    longest = env["DRAIN_SECONDS"] + 30 + 60  # for the last request to come, and to be answered
+    env = {variable["name"]: variable.get("value") for variable in container["env"]}
+    # For the last request to come, and to be answered.
+    longest = int(env["DRAIN_SECONDS"]) + 30 + 60
     assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > longest
     gpus = container["resources"]["limits"].get("nvidia.com/gpu")
     assert gpus == (1 if variant.accelerator == "cuda" else None)
@@ -296,4 +312,12 @@ def unseen(variant: Variant) -> set[str]:
         numbers.add(52)
     if variant.input_kind != "json" or variant.model_type != "ggml":
         numbers.add(61)
+    others = dict(variant.others)
+    contracts = set(others["contracts"])
+    if others["auth"] == "none":
+        numbers.add(62)
+    if not contracts & {"oip", "oip-grpc"}:
+        numbers.add(63)
+    names = {64: "oip-grpc", 65: "sagemaker", 66: "model-engine"}
+    numbers |= {number for number, name in names.items() if name not in contracts}
     return {f"MS-{number}" for number in numbers}

@@ -11,6 +11,8 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 
+CONTRACTS = ("oip", "oip-grpc", "sagemaker", "model-engine")
+
 # The answers that are neither an axis nor free text are cycled over the variants, so that every
 # pair of their values occurs somewhere, and each of them with each value of each axis.
 CYCLED: dict[str, list[Any]] = {
@@ -21,6 +23,8 @@ CYCLED: dict[str, list[Any]] = {
     "startup_minutes": [10, 45],
     "batching": [False, True],
     "isolation": ["thread", "process"],
+    "contracts": [(), ("oip",), ("oip-grpc",), ("sagemaker",), ("model-engine",), CONTRACTS],
+    "auth": ["none", "api-key", "jwt"],
 }
 
 
@@ -78,7 +82,8 @@ class Variant:
         axes = {"preset": self.preset, "accelerator": self.accelerator}
         if self.preset == "none":
             axes |= {"model_type": self.model_type, "input_kind": self.input_kind}
-        return axes | dict(self.others)
+        others = {name: list(x) if isinstance(x, tuple) else x for name, x in self.others}
+        return axes | others
 
     @property
     def stack(self) -> str:

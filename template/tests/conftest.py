@@ -41,6 +41,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="with --url: a JSON file with one valid request in the form of EXAMPLE",
     )
     group.addoption(
+        "--header",
+        metavar="HEADER",
+        action="append",
+        default=[],
+        help="with --url: send it with each request, e.g. 'Authorization: Bearer …'",
+    )
+    group.addoption(
         "--report",
         metavar="DIR",
         default=str(ROOT / ".conformance"),
@@ -55,6 +62,7 @@ class Service:
     client: httpx.Client
     process: subprocess.Popen[bytes] | BaseProcess | None = None
     home: Path | None = None
+    grpc_port: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -191,12 +199,15 @@ class Launcher:
         folder: Path,
         env: dict[str, str],
     ) -> Service:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            other.bind(("127.0.0.1", 0))
+            port, grpc_port = one.getsockname()[1], other.getsockname()[1]
         (folder / "log").touch()
-        process = run(folder, os.environ | self.env | {"PORT": str(port)} | env)
-        service = Service(connect(f"http://127.0.0.1:{port}"), process, folder)
+        ports = {"PORT": str(port), "GRPC_PORT": str(grpc_port)}
+        process = run(folder, os.environ | spec.ENVIRONMENT | self.env | ports | env)
+        client = connect(f"http://127.0.0.1:{port}", spec.credentials())
+        service = Service(client, process, folder, grpc_port)
         self.services.append(service)
         return service
 
@@ -206,9 +217,9 @@ class Launcher:
             service.kill()
 
 
-def connect(url: str) -> httpx.Client:
-    """Return a client for the service at this URL."""
-    return httpx.Client(base_url=url, timeout=PATIENCE_SECONDS)
+def connect(url: str, headers: dict[str, str]) -> httpx.Client:
+    """Return a client for the service at this URL, which sends these headers with each request."""
+    return httpx.Client(base_url=url, headers=headers, timeout=PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="session")
@@ -234,7 +245,8 @@ def launcher(
 def service(url: str | None, request: pytest.FixtureRequest) -> Service:
     """Return the service as it is, ready: this one, or the deployment at --url."""
     if url:
-        running = Service(connect(url))
+        lines = [line.partition(":") for line in request.config.getoption("--header")]
+        running = Service(connect(url, {name.strip(): value.strip() for name, _, value in lines}))
         try:
             running.client.get("/health")
         except httpx.TransportError as error:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 HERE = Path(__file__).parent
 # One port for every build: the address lands in the lock, and so decides whether a layer is reused.
@@ -147,12 +147,12 @@ def running(
     *,
     env: Mapping[str, str] | None = None,
     port: int = 8000,
-    memory: str = "2g",
     mounts: Mapping[Path, str] | None = None,
+    arguments: Sequence[str] = (),
 ) -> Iterator[Container]:
     """Run the image with nothing that it does not need: no root to write to, no privileges."""
     name, host_port = f"test-{uuid.uuid4().hex[:12]}", _free_port()
-    command = [engine(), "run", "--detach", f"--name={name}", f"--memory={memory}"]
+    command = [engine(), "run", "--detach", f"--name={name}", "--memory=2g"]
     command += ["--read-only", "--tmpfs=/tmp", "--cap-drop=all"]
     command += ["--security-opt=no-new-privileges", f"--publish=127.0.0.1:{host_port}:{port}"]
     # By itself Podman makes more than /tmp writable, and Docker first checks after half a minute.
@@ -161,7 +161,7 @@ def running(
     command += [f"--volume={host}:{inside}:ro" for host, inside in (mounts or {}).items()]
     container = Container(name, f"http://127.0.0.1:{host_port}")
     try:
-        _run(*command, tag)
+        _run(*command, tag, *arguments)
         try:
             yield container
         except BaseException:

@@ -232,7 +232,8 @@ direct(app, infer)
 
 def serve() -> None:
     """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
-    door = Door(worker, "/match", max_bytes=MAX_UPLOAD_BYTES)
+    routes = {"/match": 503}
+    door = Door(worker, routes, max_bytes=MAX_UPLOAD_BYTES)
     sys.exit(run(app, door, port=PORT, timeout=INFER_TIMEOUT_SECONDS))
 
 

@@ -236,7 +236,8 @@ direct(app, infer)
 
 def serve() -> None:
     """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
-    door = Door(worker, "/classify", max_bytes=MAX_UPLOAD_BYTES)
+    routes = {"/classify": 503}
+    door = Door(worker, routes, max_bytes=MAX_UPLOAD_BYTES)
     sys.exit(run(app, door, port=PORT, timeout=INFER_TIMEOUT_SECONDS))
 
 

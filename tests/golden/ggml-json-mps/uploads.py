@@ -41,8 +41,12 @@ class Reader(Generic[ParamsT]):
             raise UnsupportedType("Send application/json.")
         if not body:
             raise BadInput("Empty upload.")
+        return self.check(body)
+
+    def check(self, document: bytes) -> Upload[ParamsT]:
+        """Return the request that this JSON makes. Raises BadInput and RequestValidationError."""
         try:
-            return Upload(self.params.model_validate_json(body))
+            return Upload(self.params.model_validate_json(document))
         except ValidationError as error:
             errors = field_errors(error)
             if errors[0]["type"] == "json_invalid":

@@ -184,7 +184,8 @@ if issubclass(Model, Streams):
 
 def serve() -> None:
     """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
-    door = Door(worker, "/embed", max_bytes=MAX_UPLOAD_BYTES)
+    routes = {"/embed": 503}
+    door = Door(worker, routes, max_bytes=MAX_UPLOAD_BYTES)
     sys.exit(run(app, door, port=PORT, timeout=INFER_TIMEOUT_SECONDS))
 
 

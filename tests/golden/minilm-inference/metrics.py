@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
+from fastapi.routing import iter_route_contexts
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -43,7 +44,8 @@ def route_of(scope: Scope) -> str:
         return str(route.path)
     # Refused before it came to a route, or none of FastAPI's.
     path: str = scope["path"]
-    return path if path in (getattr(route, "path", "") for route in scope["app"].routes) else OTHER
+    paths = (context.path for context in iter_route_contexts(scope["app"].routes))
+    return path if path in paths else OTHER
 
 
 def accept_id(headers: Headers) -> str:
@@ -124,9 +126,9 @@ class Metrics(Observer):
         """Count one worker that was replaced."""
         self._restarts.inc()
 
-    def refused(self, route: str, headers: Headers) -> Headers:
+    def refused(self, route: str, status: int, headers: Headers) -> Headers:
         """Count one request that the app has not seen; its answer gets an id as all others."""
-        self.requested("POST", route, 503, 0.0)
+        self.requested("POST", route, status, 0.0)
         return [(b"x-request-id", accept_id(headers).encode())]
 
     def _show(self, name: str, about: str, value: Callable[[], int]) -> None:

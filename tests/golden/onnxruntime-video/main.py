@@ -222,7 +222,8 @@ direct(app, infer)
 
 def serve() -> None:
     """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
-    door = Door(worker, "/describe", max_bytes=MAX_UPLOAD_BYTES)
+    routes = {"/describe": 503}
+    door = Door(worker, routes, max_bytes=MAX_UPLOAD_BYTES)
     sys.exit(run(app, door, port=PORT, timeout=INFER_TIMEOUT_SECONDS))
 
 

@@ -247,7 +247,8 @@ direct(app, infer)
 
 def serve() -> None:
     """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
-    door = Door(worker, "/colors", max_bytes=MAX_UPLOAD_BYTES)
+    routes = {"/colors": 503}
+    door = Door(worker, routes, max_bytes=MAX_UPLOAD_BYTES)
     sys.exit(run(app, door, port=PORT, timeout=INFER_TIMEOUT_SECONDS))
 
 

@@ -145,9 +145,11 @@ class Replicas:
             os.kill(process, signal.SIGTERM)
 
 
-def run(app: FastAPI, door: Door, *, port: int, timeout: int) -> int:
+def run(
+    app: FastAPI, door: Door, *, port: int, timeout: int, stop_within: int | None = None
+) -> int:
     """Serve until SIGTERM, and return the exit status: 1 where the model cannot go on, else 0."""
-    config = configure(app, door, port=port, timeout=timeout)
+    config = configure(app, door, port=port, timeout=timeout, stop_within=stop_within)
     worker = door.worker
     with suppress(KeyboardInterrupt):
         if WORKERS == 1:

@@ -52,10 +52,7 @@ class Reader(Generic[ParamsT]):
         self.max_bytes = max_bytes
 
     async def __call__(self, request: Request) -> Upload[ParamsT]:
-        """Return the request's files and parameters.
-
-        Raises, in this order, TooLarge, RequestValidationError, UnsupportedType and BadInput.
-        """
+        """Return the request's files and parameters. Raises what `parse_form` and `check` do."""
         header = request.headers.get("content-type", "")
         content_type = essence(header)
         query = request.scope["query_string"]
@@ -70,14 +67,36 @@ class Reader(Generic[ParamsT]):
         else:
             files = [body] if body or content_type else []
             types = {content_type}
+        return self.check(files, types, fields)
+
+    def check(
+        self, files: list[bytes], types: Collection[str], fields: Mapping[str, Any]
+    ) -> Upload[ParamsT]:
+        """Return the request that these files, of these content types, and fields make.
+
+        Raises, in this order, TooLarge, RequestValidationError, UnsupportedType and BadInput.
+        """
         if sum(map(len, files)) > self.max_bytes:
             raise TooLarge
-        params = self._validate(fields, missing=not files)
-        if not types <= {*self.content_types, *UNTYPED}:
+        params = self.validate(fields, missing=not files)
+        if not set(types) <= {*self.content_types, *UNTYPED}:
             raise UnsupportedType(f"Send one of {', '.join(sorted(self.content_types))}.")
         if not all(files):
             raise BadInput("Empty upload.")
         return Upload(files, params)
+
+    def validate(self, fields: Mapping[str, Any], *, missing: bool = False) -> ParamsT:
+        """Return the parameters; a missing file is an error too. Raises RequestValidationError."""
+        errors: list[dict[str, Any]] = []
+        if missing:
+            errors = [{"type": "missing", "loc": ("body", self.field), "msg": "Field required"}]
+        try:
+            params = self.params.model_validate(dict(fields))
+        except ValidationError as error:
+            raise RequestValidationError(errors + field_errors(error)) from error
+        if errors:
+            raise RequestValidationError(errors)
+        return params
 
     def example(self, example: Mapping[str, Any]) -> Upload[ParamsT]:
         """Return the upload that a request of these form fields makes; files lie in this folder."""
@@ -120,18 +139,6 @@ class Reader(Generic[ParamsT]):
             if name != self.field:
                 fields[name].append(value)
         return {name: all_ if name in self.lists else all_[-1] for name, all_ in fields.items()}
-
-    def _validate(self, fields: Mapping[str, Any], *, missing: bool) -> ParamsT:
-        errors: list[dict[str, Any]] = []
-        if missing:
-            errors = [{"type": "missing", "loc": ("body", self.field), "msg": "Field required"}]
-        try:
-            params = self.params.model_validate(dict(fields))
-        except ValidationError as error:
-            raise RequestValidationError(errors + field_errors(error)) from error
-        if errors:
-            raise RequestValidationError(errors)
-        return params
 
 
 @dataclass(frozen=True, slots=True)

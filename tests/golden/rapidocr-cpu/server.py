@@ -4,8 +4,10 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from types import FrameType
 from typing import Any
 
@@ -27,7 +29,7 @@ MAX_HEAD_BYTES = 64 * 1024
 CHECK_SECONDS = 0.5
 
 BUSY = ErrorBody(detail=Busy.reason).model_dump_json().encode()
-BUSY_HEAD = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: %d\r\n" % Busy.retry_after
+BUSY_HEAD = b"HTTP/1.1 %%d %%b\r\nretry-after: %d\r\n" % Busy.retry_after
 BUSY_TAIL = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(BUSY), BUSY)
 
 logger = logging.getLogger(__name__)
@@ -38,12 +40,12 @@ class Door:
     """Where requests for the model come in, and what may come."""
 
     worker: Worker
-    route: str
+    routes: Mapping[str, int]  # each with the status of a request that has no place
     max_bytes: int
 
-    def refuses(self, method: bytes, path: bytes, headers: Headers) -> bool:
+    def refuses(self, method: bytes, path: str, headers: Headers) -> bool:
         """Tell whether a request has no place, and nobody else would have a word to say to that."""
-        if not self.worker.is_full or method != b"POST" or path != self.route.encode():
+        if not self.worker.is_full or method != b"POST" or path not in self.routes:
             return False
         named = dict(headers)
         size = named.get(b"content-length", b"0")
@@ -103,15 +105,17 @@ class Connection(HttpToolsProtocol):
         Through the app a refusal costs several times as much: when most are refused, so much that
         the model on the same core would have answered a good part of them.
         """
-        path = self.url.partition(b"?")[0]
+        path = str(self.url.partition(b"?")[0], "latin-1")
         refuses = self.door.refuses(self.parser.get_method(), path, self.headers)
         if not (refuses and self.is_idle and self.parser.should_keep_alive()):
             super().on_headers_complete()
             return
-        told = self.door.worker.refuse(self.door.route, self.headers)
+        status = HTTPStatus(self.door.routes[path])
+        told = self.door.worker.refuse(path, status, self.headers)
         lines = [b"%b: %b\r\n" % line for line in (*self.server_state.default_headers, *told)]
-        self.transport.write(BUSY_HEAD + b"".join(lines) + BUSY_TAIL)
-        self.scope["path"] = self.door.route  # its head is complete
+        head = BUSY_HEAD % (status, status.phrase.encode())
+        self.transport.write(head + b"".join(lines) + BUSY_TAIL)
+        self.scope["path"] = path  # its head is complete
         self.cycle = Refused()
         self.on_response_complete()
 
@@ -188,9 +192,17 @@ class DrainingServer(Server):
         await super().shutdown(sockets)
 
 
-def configure(app: FastAPI, door: Door, *, port: int, timeout: int) -> Config:
-    """Say what is served where; a request may take so many seconds once it has come."""
+def configure(
+    app: FastAPI, door: Door, *, port: int, timeout: int, stop_within: int | None = None
+) -> Config:
+    """Say what is served where; a request may take so many seconds once it has come.
+
+    After SIGTERM it may take no more than `stop_within`, with what the drain takes.
+    """
     connection: Any = partial(Connection, door=door)
+    grace = REQUEST_TIMEOUT_SECONDS + timeout  # what has come so far may take as long as any other
+    if stop_within is not None:
+        grace = min(grace, max(0, stop_within - DRAIN_SECONDS))
     return Config(
         app,
         host="0.0.0.0",  # noqa: S104 -- a container is reached from outside
@@ -199,6 +211,5 @@ def configure(app: FastAPI, door: Door, *, port: int, timeout: int) -> Config:
         log_config=None,
         proxy_headers=False,  # nothing here asks for the client's address
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        # A request that has come so far may take as long as any other.
-        timeout_graceful_shutdown=REQUEST_TIMEOUT_SECONDS + timeout,
+        timeout_graceful_shutdown=grace,
     )

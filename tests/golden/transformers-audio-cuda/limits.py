@@ -8,11 +8,12 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, cast
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -184,10 +185,19 @@ def describe(error: Exception, scope: Scope) -> tuple[int, dict[str, Any]]:
     return 500, {"detail": "Internal server error.", "error_id": error_id}
 
 
-async def validation_failed(request: Request, error: Exception) -> JSONResponse:
-    """Answer 422."""
-    status, body = describe(error, request.scope)
-    return JSONResponse(body, status)
+def respond(error: Exception, scope: Scope) -> JSONResponse:
+    """Return the answer to a request that failed."""
+    status, body = describe(error, scope)
+    response = JSONResponse(body, status, getattr(error, "headers", None))
+    # Who asks first may send the body or not: nobody knows where the next request begins.
+    if any(name == b"expect" for name, _ in scope["headers"]):
+        response.headers["Connection"] = "close"
+    return response
+
+
+async def failed(request: Request, error: Exception) -> JSONResponse:
+    """Answer for a route that raised."""
+    return respond(error, request.scope)
 
 
 class CatchAll:
@@ -216,10 +226,10 @@ class CatchAll:
         except ClientDisconnect:
             logger.info("The client left during %s %s", scope["method"], scope["path"])
         except Exception as error:
-            status, body = describe(error, scope)
+            response = respond(error, scope)
             if started:
                 raise
-            await JSONResponse(body, status)(scope, receive, send)
+            await response(scope, receive, send)
 
 
 class BodyLimit:
@@ -242,8 +252,7 @@ class BodyLimit:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self.max_bytes:
-            body = {"detail": TooLarge.reason}
-            await JSONResponse(body, TooLarge.status)(scope, receive, send)
+            await respond(TooLarge(), scope)(scope, receive, send)
             return
         counted = 0
         deadline = time.monotonic() + REQUEST_TIMEOUT_SECONDS
@@ -270,7 +279,8 @@ class BodyLimit:
 
 def guard(app: FastAPI, max_bytes: int) -> None:
     """Put the limits and error handlers around an app; call it before CORS is added."""
-    app.add_exception_handler(RequestValidationError, validation_failed)
+    app.add_exception_handler(HTTPException, failed)
+    app.add_exception_handler(RequestValidationError, failed)
     app.add_middleware(CatchAll)
     app.add_middleware(BodyLimit, max_bytes=max_bytes)
 

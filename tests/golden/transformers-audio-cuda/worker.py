@@ -90,8 +90,8 @@ def attempt(function: Callable[[], T], job: Job[Any] | None = None) -> T | Excep
 
 
 def predicted(predict: Predict, inputs: list[Any]) -> list[Any]:
-    """Return the model's outputs, one for each input."""
-    outputs = predict(inputs)
+    """Return the model's outputs, one for each input; there may be nothing to ask."""
+    outputs = predict(inputs) if inputs else []
     if len(outputs) != len(inputs):
         raise RuntimeError(f"predict returned {len(outputs)} outputs for {len(inputs)} inputs")
     return outputs
@@ -141,7 +141,7 @@ class Observer:
     def restarted(self) -> None:
         """Hear that the model's process was lost, and the model is loaded again."""
 
-    def refused(self, route: str, headers: Headers) -> Headers:  # noqa: ARG002
+    def refused(self, route: str, status: int, headers: Headers) -> Headers:  # noqa: ARG002
         """Hear that a request was refused before the app saw it; return headers for its answer."""
         return []
 
@@ -306,10 +306,10 @@ class Worker:
             self.refused += 1
             raise Busy
 
-    def refuse(self, route: str, headers: Headers) -> Headers:
+    def refuse(self, route: str, status: int, headers: Headers) -> Headers:
         """Note that a request with these headers was refused; return more for its answer."""
         self.refused += 1
-        return self.observer.refused(route, headers)
+        return self.observer.refused(route, status, headers)
 
     async def run(self, job: Job[T], gone: Callable[[], Awaitable[bool]]) -> T:
         """Return the answer; `gone` tells whether anybody still waits for it.
@@ -420,7 +420,7 @@ class Worker:
             hung = now - self._running[0].started > self.bounds.hang_limit
         if hung and not self.failed:
             logger.critical("A call has hung for %g s; ending the process", self.bounds.hang_limit)
-            self._end_process()
+            self.fail()
 
     def _withdraw(self, call: Call) -> bool:
         """Take a call back, if it still waits."""
@@ -437,7 +437,7 @@ class Worker:
         for call in calls:
             give(call, NotReady("The service is stopping."))
 
-    def _end_process(self) -> None:
+    def fail(self) -> None:
         """Shut the server down as a supervisor would; `main` then exits with a status of 1."""
         self.failed = True
         self._loop.call_soon_threadsafe(self._refuse_waiting)
@@ -501,13 +501,13 @@ class Worker:
         except ModelDied as error:
             if not self._stopping:
                 logger.critical("The model failed to load: %s", error)
-                self._end_process()
+                self.fail()
         except CannotLoad as error:
             logger.critical("The model cannot be loaded: %s", error)
-            self._end_process()
+            self.fail()
         except BaseException:
             logger.critical("The model failed to load", exc_info=True)
-            self._end_process()
+            self.fail()
         else:
             self._has_loaded = self._is_loaded = True
             self.observer.loaded(time.monotonic() - start)

@@ -99,7 +99,9 @@ def post(service: Service, samples: Samples) -> http.client.HTTPConnection:
         )
     else:
         connection = http.client.HTTPConnection(url.host, url.port, timeout=PATIENCE_SECONDS)
-    connection.putrequest("POST", url.path.rstrip("/") + samples.route)
+    connection.putrequest("POST", url.path.rstrip("/") + samples.route, skip_accept_encoding=True)
+    for name, value in service.client.headers.items():
+        connection.putheader(name, value)
     content_type = "application/octet-stream" if samples.field else "application/json"
     connection.putheader("Content-Type", content_type)
     return connection

@@ -6,6 +6,8 @@ SPEC_VERSION = "1.0.0"
 SERVICE = "my-model-server"
 ROUTE = "/classify"
 ISOLATION = "thread"
+# What services are started with, whatever the environment says.
+ENVIRONMENT: dict[str, str] = {}
 
 REQUIREMENTS = {
     1: "Flat tree",
@@ -69,6 +71,11 @@ REQUIREMENTS = {
     59: "A request id",
     60: "`LOG_FORMAT`, text",
     61: "An answer in parts",
+    62: "Who may ask",
+    63: "Open Inference Protocol over HTTP",
+    64: "Open Inference Protocol over gRPC",
+    65: "SageMaker's contract",
+    66: "Model Engine's contract",
 }
 
 # Requirements that no live process shows, and what keeps them.
@@ -84,7 +91,17 @@ ELSEWHERE = {
     44: "seen in k8s.yaml, which the template's tests read",
     45: "seen in k8s.yaml, which the template's tests read",
     46: "answered in CLAUDE.md",
+    62: "not chosen: the question auth",
+    63: "not chosen: the question contracts",
+    64: "not chosen: the question contracts",
+    65: "not chosen: the question contracts",
+    66: "not chosen: the question contracts",
 }
+
+
+def credentials() -> dict[str, str]:
+    """Return the headers that these services want to see."""
+    return {}
 
 
 def example() -> dict[str, Any]:

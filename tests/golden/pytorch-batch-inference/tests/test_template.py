@@ -45,6 +45,15 @@ CHOICES = {
         "main",
         "inference",
     ],
+    "isolation": [
+        "thread",
+        "process",
+    ],
+    "auth": [
+        "none",
+        "api-key",
+        "jwt",
+    ],
     "python_version": [
         "3.12",
         "3.11",

@@ -8,11 +8,12 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, cast
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # A multipart body is larger than its files by boundaries, part headers and form fields.
 MULTIPART_OVERHEAD = 64 * 1024
+# gRPC sends an error in a header, of which clients take 8 KiB at most.
+MAX_SENTENCE = 1000
 
 
 def env_int(name: str, default: int, *, minimum: int = 0) -> int:
@@ -152,6 +155,8 @@ class InternalErrorBody(ErrorBody):
 # What the inference endpoint's OpenAPI entry says of its errors.
 RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "Empty, corrupt or oversized once decoded."},
+    401: {"model": ErrorBody, "description": "No token, or one that is not valid."},
+    403: {"model": ErrorBody, "description": "Not allowed by the policy."},
     408: {"model": ErrorBody, "description": "Not complete within REQUEST_TIMEOUT_SECONDS."},
     413: {"model": ErrorBody, "description": "Larger than MAX_UPLOAD_MB."},
     415: {"model": ErrorBody, "description": "A content type that is not taken."},
@@ -173,6 +178,18 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def describe(error: Exception, scope: Scope) -> tuple[int, dict[str, Any]]:
     """Return the status that a failure has, and the body; an unforeseen one is logged."""
+    status, body = describe_plainly(error, scope)
+    if isinstance(error, Busy) and scope["path"] in {"/predict", "/stream"}:
+        status = 429  # on which its forwarder tries again elsewhere
+    if f"{scope['path']}/".startswith("/v2/"):
+        if isinstance(error, RequestValidationError):
+            status = 400  # the protocol knows no 422
+        body = {"error": as_sentence(body)}
+    return status, body
+
+
+def describe_plainly(error: Exception, scope: Scope) -> tuple[int, dict[str, Any]]:
+    """Return status and body as the service's own routes have them."""
     if isinstance(error, HTTPException):
         return error.status_code, {"detail": error.detail}
     if isinstance(error, RequestValidationError):
@@ -184,10 +201,30 @@ def describe(error: Exception, scope: Scope) -> tuple[int, dict[str, Any]]:
     return 500, {"detail": "Internal server error.", "error_id": error_id}
 
 
-async def validation_failed(request: Request, error: Exception) -> JSONResponse:
-    """Answer 422."""
-    status, body = describe(error, request.scope)
-    return JSONResponse(body, status)
+def as_sentence(body: dict[str, Any]) -> str:
+    """Return an error's body as one sentence, for a contract that has no more room."""
+    detail = body["detail"]
+    if isinstance(detail, list):
+        wrong = [(".".join(map(str, item["loc"][1:])), item["msg"]) for item in detail]
+        detail = "; ".join(f"{name}: {message}" if name else message for name, message in wrong)
+    elif "error_id" in body:
+        detail += f" Error id: {body['error_id']}."
+    return str(detail)[:MAX_SENTENCE]
+
+
+def respond(error: Exception, scope: Scope) -> JSONResponse:
+    """Return the answer to a request that failed."""
+    status, body = describe(error, scope)
+    response = JSONResponse(body, status, getattr(error, "headers", None))
+    # Who asks first may send the body or not: nobody knows where the next request begins.
+    if any(name == b"expect" for name, _ in scope["headers"]):
+        response.headers["Connection"] = "close"
+    return response
+
+
+async def failed(request: Request, error: Exception) -> JSONResponse:
+    """Answer for a route that raised."""
+    return respond(error, request.scope)
 
 
 class CatchAll:
@@ -216,10 +253,10 @@ class CatchAll:
         except ClientDisconnect:
             logger.info("The client left during %s %s", scope["method"], scope["path"])
         except Exception as error:
-            status, body = describe(error, scope)
+            response = respond(error, scope)
             if started:
                 raise
-            await JSONResponse(body, status)(scope, receive, send)
+            await response(scope, receive, send)
 
 
 class BodyLimit:
@@ -242,8 +279,7 @@ class BodyLimit:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self.max_bytes:
-            body = {"detail": TooLarge.reason}
-            await JSONResponse(body, TooLarge.status)(scope, receive, send)
+            await respond(TooLarge(), scope)(scope, receive, send)
             return
         counted = 0
         deadline = time.monotonic() + REQUEST_TIMEOUT_SECONDS
@@ -270,7 +306,8 @@ class BodyLimit:
 
 def guard(app: FastAPI, max_bytes: int) -> None:
     """Put the limits and error handlers around an app; call it before CORS is added."""
-    app.add_exception_handler(RequestValidationError, validation_failed)
+    app.add_exception_handler(HTTPException, failed)
+    app.add_exception_handler(RequestValidationError, failed)
     app.add_middleware(CatchAll)
     app.add_middleware(BodyLimit, max_bytes=max_bytes)
 
