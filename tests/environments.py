@@ -75,6 +75,15 @@ def found_or_made(folder: Path, name: str, python: str, requirements: list[str])
     return path
 
 
+@cache
+def tool(name: str, *requirements: str, version: str = "3.11") -> str:
+    """Return the interpreter of an environment for something else than a stack, made once."""
+    python = find_python(version) or sys.executable
+    with locked(f"environment-{name}"):
+        path = found_or_made(CACHE / "environments", name, python, list(requirements))
+    return str(path / "bin" / "python")
+
+
 @contextmanager
 def locked(name: str) -> Iterator[None]:
     """Keep the other workers of the run from what has this name."""

@@ -18,11 +18,11 @@ from typing import Any
 import httpx
 import pytest
 
-from environments import run
+from environments import run, tool
 from live import Live, live, wait_for
 from proxies import free_port
 from rendering import render
-from test_openapi import export, tool, validate
+from test_openapi import export, validate
 from updating import python
 
 KEY = "a-key-that-must-not-be-logged"

@@ -1,8 +1,6 @@
 """The OpenAPI documents that a service writes: valid, reproducible, and enough for a client."""
 
 import json
-import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ import httpx
 import pytest
 from openapi_spec_validator import OpenAPIV30SpecValidator, OpenAPIV31SpecValidator
 
-from environments import CACHE, find_python, found_or_made, locked, run
+from environments import run, tool
 from live import live
 from rendering import render
 from updating import put_seam, python
@@ -122,15 +120,6 @@ def validate(documents: dict[str, Any]) -> None:
     OpenAPIV30SpecValidator(documents["openapi-3.0.json"]).validate()
     assert documents["openapi.json"]["openapi"].startswith("3.1.")
     assert documents["openapi-3.0.json"]["openapi"] == "3.0.3"
-
-
-@cache
-def tool(name: str, *requirements: str) -> str:
-    """Return the interpreter of an environment for a tool, made once."""
-    interpreter = find_python("3.11") or sys.executable
-    with locked(f"environment-{name}"):
-        path = found_or_made(CACHE / "environments", name, interpreter, list(requirements))
-    return str(path / "bin" / "python")
 
 
 @pytest.mark.parametrize("kind", choices("input_kind"))

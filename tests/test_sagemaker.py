@@ -2,9 +2,7 @@
 
 import os
 import re
-import socket
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from environments import CACHE, find_python, found_or_made, locked, run
+from environments import run, tool
 from live import Live, live, wait_for
+from proxies import free_port
 from rendering import render
 from slow import ask, calls, document, slow_service, started
 from updating import put_seam, python
@@ -432,7 +431,7 @@ def test_under_load(tmp_path: Path) -> None:
 def test_served(project: Path, tmp_path: Path) -> None:
     """`serve` chooses SageMaker's port, and has the process end before SageMaker kills it."""
     service = slow_service(tmp_path / "service", contracts=["sagemaker"])
-    port = free_port()
+    port = str(free_port())
     env = {"SAGEMAKER_BIND_TO_PORT": port, "WARMUP": "0"}
     code = "import sys; sys.argv = sys.argv[1:]; import main; print(main.PORT)"
     for arguments, variables, expected in [
@@ -475,13 +474,6 @@ def test_served(project: Path, tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-
-
-def free_port() -> str:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def without_port() -> dict[str, str]:
@@ -619,10 +611,8 @@ def test_fastapi_versions(fastapi: str, project: Path) -> None:
     """The scripts' handlers win with the oldest FastAPI that a service takes, and the newest."""
     declared = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
     needs = [*declared["project"]["dependencies"], *declared["dependency-groups"]["dev"], fastapi]
-    with locked("environment-sagemaker"):
-        interpreter = find_python("3.12") or sys.executable
-        path = found_or_made(CACHE / "environments", "sagemaker", interpreter, needs)
-    command = [str(path / "bin" / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    interpreter = tool("sagemaker", *needs, version="3.12")
+    command = [interpreter, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["tests/test_sagemaker.py"]
     result = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout

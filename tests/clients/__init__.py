@@ -9,14 +9,13 @@ import base64
 import json
 import math
 import subprocess
-import sys
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from environments import CACHE, find_python, found_or_made, locked, run
+from environments import run, tool
 from live import Live
 from updating import answers_of
 from variants import table
@@ -69,11 +68,8 @@ class Driver:
 
     def __init__(self, name: str) -> None:
         """Start it, in an environment that is made once."""
-        interpreter = find_python("3.11") or sys.executable
-        with locked(f"environment-{name}"):
-            path = found_or_made(CACHE / "environments", name, interpreter, REQUIREMENTS[name])
         self.process = subprocess.Popen(
-            [str(path / "bin" / "python"), str(HERE / f"{name}.py")],
+            [tool(name, *REQUIREMENTS[name]), str(HERE / f"{name}.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
