@@ -26,6 +26,9 @@ import builtins, os
 def has(device):
     return device in os.environ["HARDWARE"].split()
 
+def say(line):
+    os.write(1, f"{line}\\n".encode())  # at once, or the log's lines come between
+
 if os.environ.get("BROKEN"):
     raise getattr(builtins, os.environ["BROKEN"])("libcudart.so.12: cannot open shared object")
 """
@@ -51,14 +54,14 @@ def get_available_providers():
     return [NAMES["mps"] if has("mps") else NAMES["cuda"], CPU]
 
 def preload_dlls():
-    print("The CUDA libraries are loaded")
+    say("The CUDA libraries are loaded")
 
 class SessionOptions:
     pass
 
 class InferenceSession:
     def __init__(self, path, options, providers):
-        print("The session is asked for", *providers)
+        say(f"The session is asked for {' '.join(providers)}")
         device = {name: key for key, name in NAMES.items()}.get(providers[0])
         self.providers = providers if device is None or has(device) else [CPU]
 
@@ -163,7 +166,7 @@ def with_stubs(project: Path, stubs: dict[str, str]) -> dict[str, str]:
         file = folder / f"{name}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(STUB + code, encoding="utf-8")
-    return os.environ | {"PYTHONPATH": str(folder), "HARDWARE": "", "PYTHONUNBUFFERED": "1"}
+    return os.environ | {"PYTHONPATH": str(folder), "HARDWARE": ""}
 
 
 def choose(project: Path, env: dict[str, str], *states: dict[str, str]) -> list[tuple[str, str]]:

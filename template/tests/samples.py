@@ -2,6 +2,7 @@
 
 import json
 import mimetypes
+from base64 import b64encode
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,14 @@ class Samples:
     wrong_type: Request
     missing: Request
     too_large: Request  # by one byte, where MAX_UPLOAD_MB is 1
+
+    def document(self) -> dict[str, Any]:
+        """Return the valid request as one JSON document, its files in base64."""
+        if self.field is None:
+            whole: dict[str, Any] = self.valid["json"]
+            return whole
+        files = [b64encode(content).decode() for _, (_, content, _) in self.valid["files"]]
+        return {self.field: files if self.several else files[0], **self.valid["data"]}
 
 
 def make_samples(

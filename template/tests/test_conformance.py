@@ -119,13 +119,6 @@ def declare_a_terabyte(service: Service, samples: Samples) -> tuple[int, object]
 
 
 @pytest.fixture(scope="module")
-def answer(service: Service, samples: Samples) -> str:
-    """Return one output of the real model for EXAMPLE, as JSON; for stand-ins to repeat."""
-    body = ask(service, samples.valid).raise_for_status().json()
-    return json.dumps(body["outputs"][0] if samples.several else body)
-
-
-@pytest.fixture(scope="module")
 def stand_in(launcher: Launcher, answer: str) -> Service:
     """Return a service whose model a test can make slow or have fail; it waits 2 s for answers."""
     running = launcher.start_stand_in(

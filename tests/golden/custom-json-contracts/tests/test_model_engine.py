@@ -1,7 +1,6 @@
 """Model Engine's contract, asked of a live process as its forwarder does."""
 
 import json
-from base64 import b64encode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,18 +16,7 @@ from test_conformance import HELD, ask, is_alike
 @pytest.fixture(scope="module")
 def document(samples: Samples) -> dict[str, Any]:
     """Return the valid request as one JSON document, its files in base64."""
-    if samples.field is None:
-        whole: dict[str, Any] = samples.valid["json"]
-        return whole
-    files = [b64encode(content).decode() for _, (_, content, _) in samples.valid["files"]]
-    return {samples.field: files if samples.several else files[0], **samples.valid["data"]}
-
-
-@pytest.fixture(scope="module")
-def answer(service: Service, samples: Samples) -> str:
-    """Return one output of the real model for EXAMPLE, as JSON; for stand-ins to repeat."""
-    body = ask(service, samples.valid).raise_for_status().json()
-    return json.dumps(body["outputs"][0] if samples.several else body)
+    return samples.document()
 
 
 @pytest.mark.parametrize(

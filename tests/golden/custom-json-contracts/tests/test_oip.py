@@ -12,13 +12,11 @@ import pytest
 
 from conftest import Launcher, Service
 from samples import Samples
-from test_conformance import ask, is_alike
+from test_conformance import HELD, ask, is_alike
 
 HEADER = "Inference-Header-Content-Length"
 FORMATS = {"BOOL": "?", "INT64": "q", "FP64": "d"}
 JSON = {"content_type": "json"}
-# The load of a stand-in that never ends.
-HELD = "while True: time.sleep(0.05)"
 
 
 @pytest.fixture(scope="module")

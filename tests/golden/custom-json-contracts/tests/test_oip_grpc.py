@@ -13,8 +13,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 
 from conftest import PATIENCE_SECONDS, Launcher, Service
 from samples import Samples
-from test_conformance import is_alike
-from test_oip import HELD, expect, make_question, nested
+from test_conformance import HELD, is_alike
+from test_oip import expect, make_question, nested
 
 SERVICE = "inference.GRPCInferenceService"
 FIELDS = {"BOOL": "bool_contents", "INT64": "int64_contents", "FP64": "fp64_contents"}

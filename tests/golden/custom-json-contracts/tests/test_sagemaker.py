@@ -1,6 +1,5 @@
 """SageMaker's contract, asked of a live process, or of the deployment at --url."""
 
-import base64
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,12 +29,7 @@ def to_invocations(request: Request) -> Request:
 
 def in_base64(samples: Samples) -> Request:
     """Return the valid request as one JSON document."""
-    if samples.field is None:
-        return to_invocations(samples.valid)
-    files = [content for _, (_, content, _) in samples.valid["files"]]
-    texts = [base64.b64encode(content).decode() for content in files]
-    document = {**samples.valid["data"], samples.field: texts if samples.several else texts[0]}
-    return {"url": "/invocations", "json": document}
+    return {"url": "/invocations", "json": samples.document()}
 
 
 def test_ms_65_invocations(service: Service, samples: Samples) -> None:

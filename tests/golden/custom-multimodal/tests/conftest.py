@@ -266,3 +266,10 @@ def samples(service: Service, request: pytest.FixtureRequest) -> Samples:
         path = Path(file)
         return make_samples(document, route, json.loads(path.read_text("utf-8")), path.parent)
     return make_samples(document, route, spec.example(), ROOT)
+
+
+@pytest.fixture(scope="session")
+def answer(service: Service, samples: Samples) -> str:
+    """Return one output of the real model for EXAMPLE, as JSON; for stand-ins to repeat."""
+    body = service.client.post(**samples.valid).raise_for_status().json()
+    return json.dumps(body["outputs"][0] if samples.several else body)
