@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import tomllib
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,10 +16,11 @@ HOME = CACHE / "benchmarks"
 PYTHON = "3.11"  # the one that all peers support, torch's build for the CPU included
 
 
+CLASSIFIER = {"model_type": "onnxruntime", "input_kind": "image"}
 # Between them, these declare what each rendered service of the benchmarks needs.
 RENDERED: list[dict[str, str]] = [
     {"model_type": "custom", "input_kind": "json"},
-    {"model_type": "onnxruntime", "input_kind": "image"},
+    CLASSIFIER,
     {"preset": "minilm"},
 ]
 
@@ -29,28 +31,32 @@ def listed(peer: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def declared() -> list[str]:
-    """Return what rendered services declare."""
+def declared(services: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return what the services that are rendered from these answers declare."""
     found: set[str] = set()
     with TemporaryDirectory() as folder:
-        for number, answers in enumerate(RENDERED):
+        for number, answers in enumerate(services):
             project = render(Path(folder) / str(number), {**answers, "accelerator": "cpu"})
             document = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
             found |= set(document["project"]["dependencies"])
     return sorted(found)
 
 
+def interpreter() -> str:
+    """Return the Python that the environments are made with."""
+    return find_python(PYTHON) or sys.executable
+
+
 @cache
 def python_of(peer: str) -> str:
     """Return the interpreter of an environment with what a peer needs."""
-    requirements = declared() if peer == "ours" else listed(peer)
-    interpreter = find_python(PYTHON) or sys.executable
-    key = hashlib.sha256("\n".join([interpreter, *requirements]).encode()).hexdigest()[:12]
+    requirements = declared(RENDERED) if peer == "ours" else listed(peer)
+    key = hashlib.sha256("\n".join([interpreter(), *requirements]).encode()).hexdigest()[:12]
     path = HOME / f"{peer}-{key}"
     with locked(f"benchmarks-{peer}"):
         if not (path / "complete").exists():
             print(f"Installing {peer} …", flush=True)
-            make(path, interpreter, requirements)
+            make(path, interpreter(), requirements)
             (path / "complete").touch()
     return str(path / "bin" / "python")
 
@@ -64,3 +70,24 @@ def weights() -> Path:
             install = [uv(), "pip", "install", "--quiet", "--no-deps", "--target", str(path)]
             run([*install, *listed("weights")])
     return path
+
+
+def packages_mib(requirements: Sequence[str]) -> float:
+    """Return the MiB that these packages, and those that they need, take up without bytecode."""
+    with TemporaryDirectory() as folder:
+        install = [uv(), "pip", "install", "--quiet", "--python", interpreter()]
+        run([*install, "--target", folder, *requirements])
+        return sum(path.lstat().st_size for path in Path(folder).rglob("*")) / 2**20
+
+
+def sizes() -> dict[str, float]:
+    """Return what an image of the classifier's service holds beside its base, by subject."""
+    work = [text for text in listed("fastapi") if text.startswith(("numpy", "onnx", "pillow"))]
+    needs = {
+        "this template": declared([CLASSIFIER | {"observability": False}]),
+        "this template, metrics on": declared([CLASSIFIER]),
+    }
+    for name in ("LitServe", "BentoML", "MLServer"):
+        own = [text for text in listed(name.lower()) if not text.startswith(("torch", "transf"))]
+        needs[name] = [*own, *work]
+    return {name: packages_mib(requirements) for name, requirements in needs.items()}

@@ -1,4 +1,4 @@
-"""What a start costs: rendering, the time to each kind of answer, and memory."""
+"""What a start costs: rendering, the time to each kind of answer, memory, and packages."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
-from peers import HOME
+from peers import HOME, sizes
 from processes import START_SECONDS, Sample, Server, serving
 from rendering import template_folder
 from subjects import Subject, b1, common
@@ -22,10 +22,13 @@ def starts(repeats: int) -> list[Sample]:
     """Start each of B1's frameworks in turn; the first start of each is not counted."""
     subjects = [subject for subject in b1() if not subject.name.startswith("bare")]
     process = Subject("the model alone", "ours", ["python", "process.py"])
+    packages = sizes()
     samples = []
     for repeat in range(-1, repeats):
         for subject in (*subjects, process):
             sample = start(subject)
+            if subject.name in packages:
+                sample["packages"] = packages[subject.name]
             if subject.name == "this template":
                 sample["render"] = render_seconds()
             if repeat >= 0:
