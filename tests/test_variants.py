@@ -4,6 +4,7 @@ Each stage of a variant is a test of its own; all stages of one run on one worke
 rendered project. Which cells run at which depth: `Variant.is_full_depth`.
 """
 
+import hashlib
 import json
 import re
 import sys
@@ -190,10 +191,15 @@ def test_style(variant: Variant, project: Path) -> None:
 @every_variant
 def test_types(variant: Variant, project: Path) -> None:
     """The strict type checker has nothing to say, with the stack's own packages installed."""
-    # What mypy learns of a framework takes it 20 s, and serves all the stack's variants.
-    learnt = str(CACHE / "mypy" / variant.stack)
-    with locked(f"mypy-{variant.stack}"):
-        run([python_of(variant), "-m", "mypy", "--cache-dir", learnt], cwd=project)
+    # What mypy learns of a framework takes it 20 s, and serves all the stack's variants that have
+    # the same settings. Others would find it of no use, and write their own over it.
+    document = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+    settings = document["tool"]["mypy"] | {"overrides": []}  # each of which is for few modules
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    learnt = f"{variant.stack}-{key}"
+    with locked(f"mypy-{learnt}"):
+        command = [python_of(variant), "-m", "mypy", "--cache-dir", str(CACHE / "mypy" / learnt)]
+        run(command, cwd=project)
 
 
 @every_variant
