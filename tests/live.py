@@ -5,7 +5,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,23 +64,33 @@ def live(
     folder: Path, python: str, log: Path, *, script: str = "main.py", **env: str
 ) -> Iterator[Live]:
     """Start a service on PORT, or a free port, logging into this file, and leave none running."""
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        port = env.setdefault("PORT", str(one.getsockname()[1]))
-        grpc_port = env.setdefault("GRPC_PORT", str(other.getsockname()[1]))
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [python, script],
-            cwd=folder,
-            env=os.environ | env,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        with httpx.Client(base_url=url, timeout=30) as client:
-            yield Live(url, process, client, log, int(grpc_port))
-    finally:
-        process.kill()
-        process.wait()
+    with ExitStack() as held:
+        port = env.setdefault("PORT", held.enter_context(held_port()))
+        grpc_port = env.setdefault("GRPC_PORT", held.enter_context(held_port()))
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [python, script],
+                cwd=folder,
+                env=os.environ | env,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            with httpx.Client(base_url=url, timeout=30) as client:
+                yield Live(url, process, client, log, int(grpc_port))
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def held_port() -> Iterator[str]:
+    """Yield a port that the system gives to nobody else meanwhile.
+
+    A server that asks for it by its number, and sets SO_REUSEADDR as servers do, may have it.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield str(holder.getsockname()[1])

@@ -167,6 +167,7 @@ class Launcher:
         self.env = env
         self.folders = folders
         self.services: list[Service] = []
+        self.holders: list[socket.socket] = []  # of the services' ports
 
     def start(self, **env: str) -> Service:
         """Start the service as it is, with these environment variables."""
@@ -199,10 +200,7 @@ class Launcher:
         folder: Path,
         env: dict[str, str],
     ) -> Service:
-        with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            other.bind(("127.0.0.1", 0))
-            port, grpc_port = one.getsockname()[1], other.getsockname()[1]
+        port, grpc_port = self._reserve_port(), self._reserve_port()
         (folder / "log").touch()
         ports = {"PORT": str(port), "GRPC_PORT": str(grpc_port)}
         process = run(folder, os.environ | spec.ENVIRONMENT | self.env | ports | env)
@@ -211,10 +209,24 @@ class Launcher:
         self.services.append(service)
         return service
 
+    def _reserve_port(self) -> int:
+        """Return a free port; where the system can keep it from others, it does so to the end."""
+        holder = socket.socket()
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        port: int = holder.getsockname()[1]
+        if sys.platform == "linux":  # where a server can listen on it all the same
+            self.holders.append(holder)
+        else:
+            holder.close()
+        return port
+
     def close(self) -> None:
         """Kill whatever still runs."""
         for service in self.services:
             service.kill()
+        for holder in self.holders:
+            holder.close()
 
 
 def connect(url: str, headers: dict[str, str]) -> httpx.Client:
