@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import clients
 from live import live
 from rendering import render
 from updating import python
-from variants import CONTRACTS, choices, table
+from variants import CONTRACTS, choices, table, variants
 
 # A path of each, which is not there where the contract was not chosen.
 PATHS = {"oip": "/v2", "sagemaker": "/ping", "model-engine": "/readyz"}
@@ -65,6 +65,18 @@ def test_combination(contracts: tuple[str, ...], kind: str, tmp_path: Path) -> N
                 assert_refused(client.post(route, json=[]), "detail")
         assert client.get("/openapi.json").status_code == 200
     assert "ERROR" not in service.log
+
+
+def test_every_model_type_has_each() -> None:
+    """Each contract, with each model type and each input kind, is in a cell that runs all tests."""
+    found = {
+        (value, contract)
+        for variant in variants()
+        if variant.is_full_depth
+        for value in (variant.model_type, variant.input_kind)
+        for contract in dict(variant.others)["contracts"]
+    }
+    assert found >= {*product(choices("model_type") + choices("input_kind"), CONTRACTS)}
 
 
 def assert_refused(response: httpx.Response, key: str) -> None:

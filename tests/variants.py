@@ -16,6 +16,7 @@ CONTRACTS = ("oip", "oip-grpc", "sagemaker", "model-engine")
 # The answers that are neither an axis nor free text are cycled over the variants, so that every
 # pair of their values occurs somewhere, and each of them with each value of each axis.
 CYCLED: dict[str, list[Any]] = {
+    "contracts": [CONTRACTS, (), ("oip",), ("oip-grpc",), ("sagemaker",), ("model-engine",)],
     "model_module": ["main", "inference"],
     "system_packages": ["", "libgl1 ffmpeg"],
     "gpu_monitoring": [True, False],
@@ -23,7 +24,6 @@ CYCLED: dict[str, list[Any]] = {
     "startup_minutes": [10, 45],
     "batching": [False, True],
     "isolation": ["thread", "process"],
-    "contracts": [(), ("oip",), ("oip-grpc",), ("sagemaker",), ("model-engine",), CONTRACTS],
     "auth": ["none", "api-key", "jwt"],
 }
 
@@ -134,9 +134,12 @@ def variants() -> tuple[Variant, ...]:
 
 
 def _with_others(cells: list[Variant]) -> Iterator[Variant]:
-    """Give each cell the values of the other questions that make the most pairs not yet seen."""
+    """Give each cell the values of the other questions that make the most pairs not yet seen.
+
+    Those whose whole suite is run come first, so that as many pairs as can be are among them.
+    """
     seen: set[frozenset[tuple[str, Any]]] = set()
-    for cell in cells:
+    for cell in sorted(cells, key=lambda cell: not cell.is_full_depth):
         axes = {
             "model_type": cell.model_type,
             "input_kind": cell.input_kind,
