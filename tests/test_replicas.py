@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -104,6 +104,55 @@ def test_dead_process_is_replaced(replicas: Live, number: int) -> None:
     assert f"Process {dead} ended with" in replicas.log
     replicas.process.send_signal(signal.SIGTERM)
     assert replicas.process.wait(START_SECONDS) == 0
+
+
+def counted(service: Live) -> dict[str, float]:
+    """Return what the process that happens to be asked says in /metrics, histograms left out."""
+    lines = ask(service, "/metrics").raise_for_status().text.splitlines()
+    pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+    return {name: float(value) for name, value in pairs if "_bucket" not in name}
+
+
+def begin_request(service: Live) -> socket.socket:
+    """Send the head of a request, whose body does not come."""
+    port = int(service.url.rpartition(":")[2])
+    connection = socket.create_connection(("127.0.0.1", port), START_SECONDS)
+    head = "POST /classify HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n"
+    connection.sendall(f"{head}Content-Type: image/png\r\n\r\n".encode())
+    return connection
+
+
+def test_metrics_of_all(tmp_path: Path, project: Path) -> None:
+    """Whichever process is asked, it tells what all have counted, those that have died included."""
+    asked = 'http_requests_total{method="GET",route="other",status="404"}'
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    env = {"WORKERS": "2", "TMPDIR": str(folder)}
+    with live(project, python(), tmp_path / "log", **env) as service:
+        service.ready()
+        wait(lambda: len(answering(service)) == 2)
+        for _ in range(40):
+            assert ask(service, "/missing").status_code == 404
+        wait(lambda: counted(service)[asked] == 40)
+        scrapes = [counted(service) for _ in range(16)]
+        assert {scrape[asked] for scrape in scrapes} == {40}
+        assert {scrape["http_requests_in_flight"] for scrape in scrapes} == {1}
+        assert min(scrape["model_load_seconds"] for scrape in scrapes) > 0
+
+        with ExitStack() as stack:
+            for _ in range(16):  # to either process
+                stack.enter_context(begin_request(service))
+            wait(lambda: counted(service)["http_requests_in_flight"] == 17)
+            dead = min(children(service))
+            os.kill(dead, signal.SIGKILL)
+            wait(lambda: dead not in children(service) and len(answering(service)) == 2)
+        wait(lambda: counted(service)["http_requests_in_flight"] == 1)
+        scrapes = [counted(service) for _ in range(16)]
+        assert {scrape[asked] for scrape in scrapes} == {40}
+        assert {scrape["model_worker_restarts_total"] for scrape in scrapes} == {1}
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(START_SECONDS) == 0
+    assert not list(folder.iterdir())
 
 
 def test_all_die(replicas: Live) -> None:

@@ -127,11 +127,13 @@ class Replicas:
             if not ended:
                 continue
             place = self.places.pop(process)
+            self.worker.observer.ended(process)
             was_loaded, self.loaded[place] = self.loaded[place], 0
             if self.stopping:
                 continue
             code = os.waitstatus_to_exitcode(status)
             if was_loaded:
+                self.worker.observer.restarted()
                 logger.error("Process %d ended with %d; starting another", process, code)
             else:
                 if code != 1:  # else it has told why

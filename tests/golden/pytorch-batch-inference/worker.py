@@ -145,6 +145,12 @@ class Observer:
         """Hear that a request was refused before the app saw it; return headers for its answer."""
         return []
 
+    def ticked(self) -> None:
+        """Hear, many times a second while there are requests, that numbers may have changed."""
+
+    def ended(self, process: int) -> None:
+        """Hear that another process of the service has ended."""
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -375,6 +381,7 @@ class Worker:
         self._watch(now)
         self._give_way()
         self._ticking = bool(self._pending or self._running)
+        self.observer.ticked()
         if self._ticking:
             self._loop.call_later(TICK_SECONDS, self._tick)
 

@@ -1,8 +1,12 @@
 """`GET /metrics`: requests, the model's work and the process, for Prometheus."""
 
+import atexit
 import os
 import re
+import shutil
 from collections.abc import Callable
+from multiprocessing import parent_process
+from tempfile import mkdtemp
 
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
@@ -16,9 +20,12 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
+    values,
 )
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.types import Scope
 
+from threads import WORKERS
 from worker import Headers, Observer, Worker
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -53,13 +60,34 @@ def accept_id(headers: Headers) -> str:
     return os.urandom(16).hex()
 
 
+def share_values() -> None:
+    """Have the library keep its values in files, by which the service's processes know all of them.
+
+    To be called before there are any, in the process that the others come from.
+    """
+    folder, owner = mkdtemp(prefix="metrics-"), os.getpid()
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    values.ValueClass = values.MultiProcessValue()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+
+
 class Metrics(Observer):
     """What is counted: by the worker, which it observes, and for each request."""
 
     def __init__(self, worker: Worker) -> None:
         """Register all series with a registry of their own."""
         disable_created_metrics()  # a second series for each, with the time of its first value
-        self.registry = registry = CollectorRegistry()
+        # The process that a model may have to itself counts nothing.
+        self._are_shared = WORKERS > 1 and parent_process() is None
+        if self._are_shared:
+            share_values()
+        self._registry = registry = CollectorRegistry()
+        self._gauges: list[tuple[Gauge, Callable[[], int]]] = []
         self.in_flight = 0
         labels = ("method", "route", "status")
         self._requests = Counter(
@@ -87,13 +115,25 @@ class Metrics(Observer):
             "model_worker_restarts", "Times that a lost worker was replaced.", registry=registry
         )
         self._load = Gauge(
-            "model_load_seconds", "Time of the load, warm-up included.", registry=registry
+            "model_load_seconds",
+            "Time of the load, warm-up included.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
         )
         self._show("http_requests_in_flight", "Requests not answered yet.", lambda: self.in_flight)
         self._show("model_queue_depth", "Requests that wait for the model.", lambda: worker.waiting)
         self._show("model_running", "Requests that the model works on.", lambda: worker.running)
         ProcessCollector(registry=registry)
         worker.observer = self
+
+    def collect(self) -> CollectorRegistry:
+        """Return what is to be told: with several processes the sum of all, whichever is asked."""
+        self._refresh()
+        if not self._are_shared:
+            return self._registry
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        return registry
 
     def requested(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request."""
@@ -104,6 +144,16 @@ class Metrics(Observer):
         requests, durations = self._children[key]
         requests.inc()
         durations.observe(seconds)
+        self.ticked()
+
+    def ticked(self) -> None:
+        """Tell the other processes what cannot be counted up."""
+        if self._are_shared:
+            self._refresh()
+
+    def ended(self, process: int) -> None:
+        """Forget how many requests were in a process that has ended; what it counted stays."""
+        mark_process_dead(process)
 
     def loaded(self, seconds: float) -> None:
         """Note how long the model took to load."""
@@ -119,7 +169,7 @@ class Metrics(Observer):
         self._timeouts.inc()
 
     def restarted(self) -> None:
-        """Count one worker that was replaced."""
+        """Count one lost worker."""
         self._restarts.inc()
 
     def refused(self, route: str, status: int, headers: Headers) -> Headers:
@@ -128,8 +178,13 @@ class Metrics(Observer):
         return [(b"x-request-id", accept_id(headers).encode())]
 
     def _show(self, name: str, about: str, value: Callable[[], int]) -> None:
-        """Add a gauge that is read when it is asked for."""
-        Gauge(name, about, registry=self.registry).set_function(value)
+        """Add a gauge for what there is of something now."""
+        gauge = Gauge(name, about, registry=self._registry, multiprocess_mode="livesum")
+        self._gauges.append((gauge, value))
+
+    def _refresh(self) -> None:
+        for gauge, value in self._gauges:
+            gauge.set(value())
 
 
 def create_router(metrics: Metrics) -> APIRouter:
@@ -140,6 +195,6 @@ def create_router(metrics: Metrics) -> APIRouter:
     @router.get("/metrics", response_class=PlainTextResponse)
     def show_metrics() -> Response:
         """Report what is counted, in Prometheus' text format."""
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(metrics.collect()), media_type=CONTENT_TYPE_LATEST)
 
     return router
