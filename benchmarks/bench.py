@@ -7,38 +7,47 @@ import argparse
 import json
 import re
 import signal
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from statistics import mean
 
 from overload import floods
 from peers import HOME
-from processes import Sample, Server, load, offline, serving
+from processes import Loop, Sample, Server, load, looping, serving
 from report import core_share, machine, medians, write
 from starts import starts
 from subjects import BENCHMARKS, Benchmark, Subject, common
 from variants import ROOT
 
 QUIET = 0.95
+LIMIT_SECONDS = 1
 
 
 def measure(
     benchmark: Benchmark, subjects: list[Subject], seconds: int, repeats: int
 ) -> list[Sample]:
-    """Start every server, and give each its turn in every repeat."""
+    """Start every server and every loop, and give each its turn in every repeat."""
     samples: list[Sample] = []
     with ExitStack() as stack:
-        servers: dict[str, Server] = {}
+        running: dict[str, Server | Loop] = {}
         for number, subject in enumerate(subjects):
+            command = subject.command_line()
             if subject.request:
                 log = HOME / "logs" / f"{benchmark.name}-{number}.log"
-                started = serving(subject.command_line(), subject.folder, common(), log)
-                server = servers[subject.name] = stack.enter_context(started)
+                started = serving(command, subject.folder, common(), log)
+                server = running[subject.name] = stack.enter_context(started)
                 server.wait_until(subject.request)
                 server.signal(signal.SIGSTOP)
+            else:
+                loop = looping(command, subject.folder, common())
+                running[subject.name] = stack.enter_context(loop)
+        limit = running.get(benchmark.limit)
         for repeat in range(repeats):
             for subject in subjects:
+                turn = take(subject, running[subject.name], benchmark, seconds)
                 samples += [
                     {"subject": subject.name, "repeat": repeat, **sample}
-                    for sample in take(subject, servers.get(subject.name), benchmark, seconds)
+                    for sample in beside(limit if isinstance(limit, Loop) else None, turn)
                 ]
             print(".", end="", flush=True)
     print()
@@ -46,21 +55,34 @@ def measure(
 
 
 def take(
-    subject: Subject, server: Server | None, benchmark: Benchmark, seconds: int
-) -> list[Sample]:
-    """Measure one subject: once, or warmed up and at each number of connections."""
-    if server is None or subject.request is None:
-        env = common() | {"SECONDS": str(seconds)}
-        return [offline(subject.command_line(), subject.folder, env)]
-    server.signal(signal.SIGCONT)
-    try:
-        load(server, subject.request, max(benchmark.connections), 1)
-        return [
-            load(server, subject.request, number, seconds * benchmark.stretch)
-            for number in benchmark.connections
-        ]
-    finally:
-        server.signal(signal.SIGSTOP)
+    subject: Subject, running: Server | Loop, benchmark: Benchmark, seconds: int
+) -> Iterator[Sample]:
+    """Measure one subject: a loop once, a server warmed up and at each number of connections."""
+    if isinstance(running, Loop):
+        yield running.run(seconds)
+        return
+    assert subject.request
+    for number in benchmark.connections:
+        running.signal(signal.SIGCONT)
+        try:
+            if number == benchmark.connections[0]:
+                load(running, subject.request, max(benchmark.connections), 1)
+            sample = load(running, subject.request, number, seconds * benchmark.stretch)
+        finally:
+            running.signal(signal.SIGSTOP)
+        yield sample
+
+
+def beside(limit: Loop | None, turn: Iterable[Sample]) -> Iterator[Sample]:
+    """Measure the limit before and after each sample, and add how much of it that reaches."""
+    if limit is None:
+        yield from turn
+        return
+    before = limit.run(LIMIT_SECONDS)["rate"]
+    for sample in turn:
+        after = limit.run(LIMIT_SECONDS)["rate"]
+        yield sample | {"share": sample["rate"] / mean([before, after])}
+        before = after
 
 
 def main() -> None:

@@ -178,19 +178,34 @@ def load(server: Server, request: Request, connections: int, seconds: int) -> Sa
     }
 
 
-def offline(command: list[str], folder: Path, env: Mapping[str, str]) -> Sample:
-    """Run a script on the server's core, and return the figures that it prints."""
-    result = subprocess.run(
+class Loop:
+    """Work with no service around it, in a process that does it when it is told to."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        """Take the process, which reads a number of seconds and prints its figures."""
+        self.process = process
+
+    def run(self, seconds: float) -> Sample:
+        """Have it work for so long, and return its figures."""
+        assert self.process.stdin
+        assert self.process.stdout
+        print(seconds, file=self.process.stdin, flush=True)
+        figures: Sample = json.loads(self.process.stdout.readline())
+        return figures
+
+
+@contextmanager
+def looping(command: list[str], folder: Path, env: Mapping[str, str]) -> Iterator[Loop]:
+    """Start such a process on the server's core, and end it."""
+    with subprocess.Popen(
         ["taskset", "--cpu-list", str(SERVER_CORE), *command],
         cwd=folder,
         env={**os.environ, **env},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    figures: Sample = json.loads(result.stdout)
-    return figures
+    ) as process:
+        yield Loop(process)
 
 
 def wrk() -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from processes import Request, Sample, matches, runs, serving
+from bench import beside
+from processes import Request, Sample, looping, matches, runs, serving
 from report import FLOORS, Figures, write
 from subjects import BENCHMARKS, form
 from variants import ROOT
@@ -38,6 +39,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
 """
 
+# Work that goes faster from run to run.
+WORK = """
+import sys
+for rate, _ in enumerate(sys.stdin, 2):
+    print('{"rate": %d}' % (rate * 50), flush=True)
+"""
+
 
 def sections(page: str) -> dict[str, str]:
     """Return the page's text for each benchmark."""
@@ -56,9 +64,10 @@ def rows(text: str, columns: int) -> list[list[str]]:
 def figures_of(section: str) -> Figures:
     """Return a page's table of throughput and latency as figures."""
     figures: dict[tuple[str, int | None], dict[str, float]] = {}
-    for name, connections, rate, _p50, p99, _cpu in rows(section, 6):
+    for name, connections, rate, *share, _p50, p99, _cpu in rows(section, 6) or rows(section, 7):
         figures[name, int(connections) if connections else None] = {
             "rate": float(rate),
+            **({"share": float(share[0])} if share else {}),
             **({"p99": float(p99)} if p99 else {}),
         }
     return figures
@@ -139,6 +148,15 @@ def test_answers_are_compared() -> None:
     assert not matches({"label": "0"}, expected)
     assert not matches([expected], expected)
     assert not matches([1.0, 2.0], [1.0])
+
+
+def test_limit_is_measured_beside_each(tmp_path: Path) -> None:
+    """A sample is compared with the work alone, as it was just before and just after."""
+    with looping([sys.executable, "-c", WORK], tmp_path, {}) as limit:
+        samples = list(beside(limit, [{"rate": 125.0}, {"rate": 87.5}]))
+        assert limit.run(1) == {"rate": 250}
+    assert samples == [{"rate": 125.0, "share": 1.0}, {"rate": 87.5, "share": 0.5}]
+    assert list(beside(None, [{"rate": 125.0}])) == [{"rate": 125.0}]
 
 
 def test_nothing_is_left_running(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The same work with no service around it: `limit.py classifier`, or `limit.py encoder SIZE`.
 
-Runs for SECONDS and prints items per second, and milliseconds of processor time per item.
+Runs for as many seconds as each line of its input says, and prints items per second, and
+milliseconds of processor time per item.
 """
 
 import json
@@ -33,9 +34,10 @@ size = int(sys.argv[2]) if len(sys.argv) > 2 else 1
 work = classifier() if sys.argv[1] == "classifier" else encoder(size)
 for _ in range(10):
     work()
-count, used, start = 0, time.process_time(), time.perf_counter()
-while time.perf_counter() < start + float(os.environ["SECONDS"]):
-    work()
-    count += size
-seconds, used = time.perf_counter() - start, time.process_time() - used
-print(json.dumps({"rate": count / seconds, "cpu": used / count * 1e3}))
+for line in sys.stdin:
+    count, used, start = 0, time.process_time(), time.perf_counter()
+    while time.perf_counter() < start + float(line):
+        work()
+        count += size
+    seconds, used = time.perf_counter() - start, time.process_time() - used
+    print(json.dumps({"rate": count / seconds, "cpu": used / count * 1e3}), flush=True)
