@@ -62,14 +62,11 @@ def take(
         yield running.run(seconds)
         return
     assert subject.request
+    with running.going():
+        load(running, subject.request, max(benchmark.connections), 1)
     for number in benchmark.connections:
-        running.signal(signal.SIGCONT)
-        try:
-            if number == benchmark.connections[0]:
-                load(running, subject.request, max(benchmark.connections), 1)
+        with running.going():
             sample = load(running, subject.request, number, seconds * benchmark.stretch)
-        finally:
-            running.signal(signal.SIGSTOP)
         yield sample
 
 

@@ -28,11 +28,9 @@ def floods(subjects: list[Subject], seconds: int, repeats: int) -> list[Sample]:
                 server.signal(signal.SIGSTOP)
         for repeat in range(repeats):
             for name, (server, request) in servers.items():
-                server.signal(signal.SIGCONT)
-                samples.append(
-                    {"subject": name, "repeat": repeat, **flood(server, request, seconds)}
-                )
-                server.signal(signal.SIGSTOP)
+                with server.going():
+                    figures = flood(server, request, seconds)
+                samples.append({"subject": name, "repeat": repeat, **figures})
             print(".", end="", flush=True)
     print()
     return samples

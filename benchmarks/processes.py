@@ -66,6 +66,15 @@ class Server:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    @contextmanager
+    def going(self) -> Iterator[None]:
+        """Let a server that stands go on meanwhile."""
+        self.signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGSTOP)
+
     def end(self) -> None:
         """Kill every process, and wait until they are gone.
 

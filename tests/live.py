@@ -30,6 +30,15 @@ class Live:
         """What the service has printed so far."""
         return self.file.read_text(encoding="utf-8", errors="replace")
 
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.url.rpartition(":")[2])
+
+    def connect(self, timeout: float) -> socket.socket:
+        """Open a connection, to send what no client would; it waits so many seconds."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout)
+
     def ready(self) -> httpx.Client:
         """Wait until it is ready, and return what to ask it with."""
         deadline = time.monotonic() + START_SECONDS

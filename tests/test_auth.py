@@ -176,8 +176,7 @@ def policed(by_key: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 def talk(service: Live, *lines: str, body: bytes = b"") -> socket.socket:
     """Send a request by hand, and return the connection."""
-    port = int(service.url.rpartition(":")[2])
-    connection = socket.create_connection(("127.0.0.1", port), 10)
+    connection = service.connect(10)
     connection.sendall("\r\n".join([*lines, "Host: here", "", ""]).encode() + body)
     return connection
 

@@ -44,8 +44,7 @@ def service(folder: Path) -> Iterator[Live]:
 
 def connect(service: Live) -> socket.socket:
     """Open a connection."""
-    port = int(service.url.rpartition(":")[2])
-    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
+    return service.connect(PATIENCE_SECONDS)
 
 
 def receive(connection: socket.socket) -> bytes:

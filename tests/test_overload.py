@@ -1,7 +1,6 @@
 """More than the model can do, and more than fits into memory."""
 
 import re
-import socket
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -102,9 +101,8 @@ def test_many_large_bodies(folder: Path, tmp_path: Path) -> None:
     head += b"Content-Length: 1000000\r\n\r\n"
     env = {"MAX_UPLOAD_MB": "1", "MAX_BODIES_MB": "4"}
     with started(folder, tmp_path / "log", **env) as service, ExitStack() as stack:
-        port = int(service.url.rpartition(":")[2])
         for number in range(1, 6):
-            connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+            connection = service.connect(30)
             stack.enter_context(connection).sendall(head + 999_000 * b" ")
             connection.settimeout(2 if number < 5 else 30)
             try:

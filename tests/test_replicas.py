@@ -70,7 +70,7 @@ def is_port_free(service: Live) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with suppress(OSError):
-            probe.bind(("127.0.0.1", int(service.url.rpartition(":")[2])))
+            probe.bind(("127.0.0.1", service.port))
             return True
     return False
 
@@ -115,8 +115,7 @@ def counted(service: Live) -> dict[str, float]:
 
 def begin_request(service: Live) -> socket.socket:
     """Send the head of a request, whose body does not come."""
-    port = int(service.url.rpartition(":")[2])
-    connection = socket.create_connection(("127.0.0.1", port), START_SECONDS)
+    connection = service.connect(START_SECONDS)
     head = "POST /classify HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n"
     connection.sendall(f"{head}Content-Type: image/png\r\n\r\n".encode())
     return connection
