@@ -4,8 +4,8 @@ A call cannot be stopped once it runs. In a shared executor every call that outl
 would take a thread for good, and a handful of them the service. Here requests queue for one thread,
 only so many may wait, and a place is free again when the work has really ended.
 
-Waking the event loop costs more than most of what it then does. So answers go back to it in groups
-while requests queue, and one tick looks after the deadlines of all.
+Waking the event loop costs more than most of what it then does. So while requests queue, one tick
+fetches their answers in groups, and looks after the deadlines of all.
 """
 
 import asyncio
@@ -36,8 +36,8 @@ from limits import (
 
 logger = logging.getLogger(__name__)
 
-TICK_SECONDS = 0.01
-GATHER_SECONDS = 0.01  # while requests queue, answers go back together, no longer apart than this
+TICK_SECONDS = 0.02
+QUICK_SECONDS = 0.005  # a call that took longer is worth waking the event loop for
 LOOK_SECONDS = 0.25  # how often to ask whether the clients of waiting requests are still there
 LOOP_SHARE = 0.1  # of the time that the event loop may use while it refuses requests
 MAX_PAUSE_SECONDS = 0.03
@@ -250,7 +250,6 @@ class Worker:
         self._waiting: deque[Call] = deque()
         self._running: list[Call] = []
         self._answered: deque[tuple[Call, Any]] = deque()
-        self._collected = 0.0
         self._pending: deque[Call] = deque()  # in the order of their deadlines
         self._ticking = self._stopping = self._draining = False
         self._looked = 0.0
@@ -495,9 +494,10 @@ class Worker:
                     break
                 if call.items.qsize() > MAX_AHEAD:
                     return TooSlow("The stream is not read as fast as it comes.")
-                call.started = time.monotonic()
-                call.deadline = call.started + self.bounds.timeout
+                now = time.monotonic()
+                call.deadline = now + self.bounds.timeout
                 self._hand_over([call], [item])
+                call.started = now
         return END
 
     def _load(self) -> bool:
@@ -552,11 +552,9 @@ class Worker:
         )
 
     def _hand_over(self, calls: list[Call], answers: list[Any]) -> None:
-        """Hand answers to the event loop: at once if no other call waits, else in groups."""
+        """Hand over answers: at once if no other call waits or this took long, else by the tick."""
         self._answered.extend(zip(calls, answers, strict=True))
-        now = time.monotonic()
-        if not self._waiting or now - self._collected > GATHER_SECONDS:
-            self._collected = now
+        if not self._waiting or time.monotonic() - calls[0].started > QUICK_SECONDS:
             try:
                 self._loop.call_soon_threadsafe(self._collect)
             except RuntimeError:  # the loop is closed: the process is on its way out
