@@ -186,6 +186,24 @@ def test_kept_connection(service: Live) -> None:
             time.sleep(TIMEOUT_SECONDS)
 
 
+def test_one_packet(service: Live) -> None:
+    """A short answer is sent at once: the head does not come before the body."""
+    with connect(service) as connection:
+        for _ in range(20):
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert connection.recv(65536).endswith(b'{"status":"ok"}')
+
+
+def test_head_alone(service: Live) -> None:
+    """An answer without a body does not wait for one."""
+    with connect(service) as connection:
+        for _ in range(2):
+            connection.sendall(b"HEAD /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            answer = connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 405 ")
+            assert answer.endswith(b"\r\n\r\n")
+
+
 def test_unread_answers(service: Live) -> None:
     """A client that does not read what it asked for loses its connection."""
     requests = 50 * b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -62,6 +62,49 @@ class Refused(RequestResponseCycle):
         self.message_event = asyncio.Event()
 
 
+class Joined:
+    """In the place of the transport for one answer: sends the head with the first of the body.
+
+    uvicorn writes them one by one, which makes two packets, and two system calls on the way of
+    every answer. A head with no body yet goes out when the event loop comes round.
+    """
+
+    __slots__ = ("head", "is_first", "loop", "transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self.transport = transport
+        self.loop = loop
+        self.head = b""
+        self.is_first = True
+
+    def write(self, data: bytes) -> None:
+        """Hold the head, and send it with what comes next."""
+        if self.is_first:
+            self.is_first = False
+            self.head = data
+            self.loop.call_soon(self.flush)
+        elif self.head and data:
+            self.transport.writelines((self.head, data))
+            self.head = b""
+        else:
+            self.transport.write(data)
+
+    def flush(self) -> None:
+        """Send the head, if it is still here."""
+        if self.head and not self.transport.is_closing():
+            self.transport.write(self.head)
+        self.head = b""
+
+    def close(self) -> None:
+        """Close the connection once everything is sent."""
+        self.flush()
+        self.transport.close()
+
+    def is_closing(self) -> bool:
+        """Tell whether the connection is being closed."""
+        return self.transport.is_closing()
+
+
 class Connection(HttpToolsProtocol):
     """One client's connection, which ends when the client keeps it waiting.
 
@@ -108,7 +151,10 @@ class Connection(HttpToolsProtocol):
         path = str(self.url.partition(b"?")[0], "latin-1")
         refuses = self.door.refuses(self.parser.get_method(), path, self.headers)
         if not (refuses and self.is_idle and self.parser.should_keep_alive()):
+            before = self.cycle
             super().on_headers_complete()
+            if self.cycle is not before:  # a request for a WebSocket has none
+                self.cycle.transport = Joined(self.transport, self.loop)  # type: ignore[assignment]
             return
         status = HTTPStatus(self.door.routes[path])
         told = self.door.worker.refuse(path, status, self.headers)
@@ -209,6 +255,7 @@ def configure(
         port=port,
         http=connection,
         log_config=None,
+        access_log=logging.getLogger("uvicorn.access").isEnabledFor(logging.INFO),
         proxy_headers=False,  # nothing here asks for the client's address
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=grace,
