@@ -41,6 +41,7 @@ QUICK_SECONDS = 0.005  # a call that took longer is worth waking the event loop 
 LOOK_SECONDS = 0.25  # how often to ask whether the clients of waiting requests are still there
 LOOP_SHARE = 0.1  # of the time that the event loop may use while it refuses requests
 MAX_PAUSE_SECONDS = 0.03
+BURST_SECONDS = 0.002  # between two such pauses
 MAX_AHEAD = 1000  # items of a stream that its client has not taken yet
 
 END = None  # of a stream
@@ -378,23 +379,25 @@ class Worker:
         if self._waiting and not self._look and now - self._looked > LOOK_SECONDS:
             self._look = self._loop.create_task(self._drop_gone())
         self._watch(now)
-        self._give_way()
+        gave_way = self._give_way()
         self._ticking = bool(self._pending or self._running)
         self.observer.ticked()
         if self._ticking:
-            self._loop.call_later(TICK_SECONDS, self._tick)
+            self._loop.call_later(BURST_SECONDS if gave_way else TICK_SECONDS, self._tick)
 
-    def _give_way(self) -> None:
-        """Leave the processor to the model when many requests are refused.
+    def _give_way(self) -> bool:
+        """Leave the processor to the model for a while, and tell so, when requests are refused.
 
         Where both have one core, a crowd that asks again and again would keep the event loop so
         busy with refusals that few answers are left. It refuses them in bursts instead.
         """
-        if self.refused != self._refused_before:
+        has_refused = self.refused != self._refused_before
+        if has_refused:
             used = time.thread_time() - self._loop_seconds
             time.sleep(min(used / LOOP_SHARE - used, MAX_PAUSE_SECONDS))
             self._refused_before = self.refused
         self._loop_seconds = time.thread_time()
+        return has_refused
 
     def _expire(self, call: Call, now: float) -> None:
         """Tell the client of a call that it took too long, if it did."""
