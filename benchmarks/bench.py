@@ -6,17 +6,16 @@ A whole run writes docs/benchmarks.md; a part of it only prints its figures.
 import argparse
 import json
 import re
-import signal
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from statistics import mean
 
 from overload import floods
 from peers import HOME
-from processes import Loop, Sample, Server, load, looping, serving
+from processes import Loop, Sample, Server, load, looping
 from report import core_share, machine, medians, write
 from starts import starts
-from subjects import BENCHMARKS, Benchmark, Subject, common
+from subjects import BENCHMARKS, Benchmark, Subject, common, standing
 from variants import ROOT
 
 QUIET = 0.95
@@ -31,15 +30,11 @@ def measure(
     with ExitStack() as stack:
         running: dict[str, Server | Loop] = {}
         for number, subject in enumerate(subjects):
-            command = subject.command_line()
             if subject.request:
                 log = HOME / "logs" / f"{benchmark.name}-{number}.log"
-                started = serving(command, subject.folder, common(), log)
-                server = running[subject.name] = stack.enter_context(started)
-                server.wait_until(subject.request)
-                server.signal(signal.SIGSTOP)
+                running[subject.name] = stack.enter_context(standing(subject, log))
             else:
-                loop = looping(command, subject.folder, common())
+                loop = looping(subject.command_line(), subject.folder, common())
                 running[subject.name] = stack.enter_context(loop)
         limit = running.get(benchmark.limit)
         for repeat in range(repeats):

@@ -1,31 +1,27 @@
 """What is left of a server's answers when ten times as many requests come as it can answer."""
 
 import json
-import signal
 import subprocess
 from contextlib import ExitStack
+from statistics import mean
 
 from peers import HOME, python_of
-from processes import HERE, LOAD_CORE, Request, Sample, Server, load, serving
+from processes import HERE, LOAD_CORE, Request, Sample, Server, load
 from starts import memory
-from subjects import Subject, common
+from subjects import Subject, standing
 
 TIMES = 10
 
 
 def floods(subjects: list[Subject], seconds: int, repeats: int) -> list[Sample]:
-    """Flood each server in turn; how much it can answer is measured just before."""
+    """Flood each server in turn; how much it can answer is measured just before and after."""
     samples: list[Sample] = []
     with ExitStack() as stack:
         servers: dict[str, tuple[Server, Request]] = {}
         for number, subject in enumerate(subjects):
             if subject.request:
-                log = HOME / "logs" / f"b5-{number}.log"
-                started = serving(subject.command_line(), subject.folder, common(), log)
-                server = stack.enter_context(started)
+                server = stack.enter_context(standing(subject, HOME / "logs" / f"b5-{number}.log"))
                 servers[subject.name] = server, subject.request
-                server.wait_until(subject.request)
-                server.signal(signal.SIGSTOP)
         for repeat in range(repeats):
             for name, (server, request) in servers.items():
                 with server.going():
@@ -38,15 +34,17 @@ def floods(subjects: list[Subject], seconds: int, repeats: int) -> list[Sample]:
 
 def flood(server: Server, request: Request, seconds: int) -> Sample:
     """Return what comes back from a crowd that does not wait."""
-    peak = load(server, request, 64, seconds)["rate"]
-    before = memory(server)
+    before = load(server, request, 64, seconds)["rate"]
+    held = memory(server)
     body = server.log.with_suffix(".body")
     command = [
         *("taskset", "--cpu-list", str(LOAD_CORE), python_of("ours"), str(HERE / "flood.py")),
         *(server.url + request.path, "--body", str(body)),
         *("--content-type", request.content_type),
-        *("--rate", str(TIMES * peak), "--seconds", str(seconds)),
+        *("--rate", str(TIMES * before), "--seconds", str(seconds)),
     ]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     figures: Sample = json.loads(result.stdout)
-    return {"peak": peak, **figures, "grown": memory(server) - before}
+    grown = memory(server) - held
+    after = load(server, request, 64, seconds)["rate"]
+    return {"peak": mean([before, after]), **figures, "grown": grown}

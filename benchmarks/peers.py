@@ -1,6 +1,5 @@
 """One environment for each framework, made once and kept in the checkout's cache."""
 
-import hashlib
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -8,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from environments import CACHE, find_python, locked, make, run, uv
+from environments import CACHE, find_python, found_or_made, locked, run, uv
 from rendering import render
 
 HERE = Path(__file__).parent
@@ -51,14 +50,8 @@ def interpreter() -> str:
 def python_of(peer: str) -> str:
     """Return the interpreter of an environment with what a peer needs."""
     requirements = declared(RENDERED) if peer == "ours" else listed(peer)
-    key = hashlib.sha256("\n".join([interpreter(), *requirements]).encode()).hexdigest()[:12]
-    path = HOME / f"{peer}-{key}"
     with locked(f"benchmarks-{peer}"):
-        if not (path / "complete").exists():
-            print(f"Installing {peer} …", flush=True)
-            make(path, interpreter(), requirements)
-            (path / "complete").touch()
-    return str(path / "bin" / "python")
+        return str(found_or_made(HOME, peer, interpreter(), requirements) / "bin" / "python")
 
 
 @cache

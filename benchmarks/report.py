@@ -56,24 +56,25 @@ which may be the same for all, and the weights: the framework, Pillow, NumPy, ON
 they need, without bytecode. Our Dockerfile adds curl, for the health check. For this template the
 seconds that `copier copy` takes are named too; the peers have nothing to render.""",
     "b5": """\
-The work of B3. The peak is what 64 connections get that wait for their answers. Then requests
-come at ten times that rate on up to 500 connections, and none waits for another; "not sent" are
-those for which no connection was free. The generator is `benchmarks/flood.py`. The server has one
-core for the model and the refusals.""",
+The work of B3. The peak is what 64 connections get that wait for their answers, before and after.
+In between requests come at ten times that rate on up to 500 connections, and none waits for
+another; "not sent" are those for which no connection was free. The generator is
+`benchmarks/flood.py`. The server has one core for the model and the refusals.""",
 }
 
 
 # Said below the table where one of its rows is missed.
 WHERE = {
     "b2": """\
-Where the time goes, by the processor time of each thread at 16 and 64 connections: the event loop
-has 12 to 15 % of a request's, the model's thread the rest, which is 2 to 6 % more than the same
-work takes alone. `perf` finds some third of the loop's part in the kernel, the rest in the
-interpreter, spread over uvicorn, Starlette and this template without a peak. Run hot in a loop the
-same path takes 0.04 ms (0.06 for a form): what it costs here are caches that the network has filled
-meanwhile. Requests that queue share the switches between the threads already. A peer that reaches
-0.4 of the limit, as BentoML does with its metrics, logs and monitoring off, is not to be left 2.5
-times behind: that would be all of the limit.""",
+Where the time goes, by the processor time of each thread at 64 connections: the event loop has 11 %
+of a request's (12 % by form), the model's thread the rest, which is 11 to 13 % more than the same
+work takes alone. A quarter of that is what the service adds on this thread, the rest are caches
+that the event loop has filled meanwhile. The event loop's part is spread over the kernel (a
+seventh), uvicorn, Starlette and this template without a peak; a parser of forms with no checks, and
+FastAPI's telemetry switched off, change nothing that can be measured. LitServe comes to well over
+half of the limit with batches, and to 0.45 without; BentoML with its metrics, logs and monitoring
+off to 0.4 and more. 1.6 times the first would leave a service 0.15 ms for each request and all of
+its HTTP; 2.5 times the last is more than the limit.""",
     "b3": """\
 LitServe takes what waits as one batch, as this template does, and comes so near to offline batches
 that 1.3 times its rate would be more than those reach.""",

@@ -2,13 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from peers import HOME, python_of, weights
-from processes import Request
+from processes import Request, Server, serving
 from rendering import render
 
 HERE = Path(__file__).parent
@@ -38,6 +40,16 @@ class Subject:
         """Return the command, with the path of its program."""
         program, *rest = self.command
         return [str(Path(python_of(self.peer)).with_name(program)), *rest]
+
+
+@contextmanager
+def standing(subject: Subject, log: Path) -> Iterator[Server]:
+    """Start a subject's server, have it answer once, and stop it until it has its turn."""
+    assert subject.request
+    with serving(subject.command_line(), subject.folder, common(), log) as server:
+        server.wait_until(subject.request)
+        server.signal(signal.SIGSTOP)
+        yield server
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ def found_or_made(folder: Path, name: str, python: str, requirements: list[str])
     key = hashlib.sha256("\n".join([python, *requirements]).encode()).hexdigest()[:12]
     path = folder / f"{name}-{key}"
     if not (path / "complete").exists():
+        print(f"Installing {name} …", flush=True)
         make(path, python, requirements)
         (path / "complete").touch()
     return path
