@@ -352,7 +352,7 @@ MUTANTS = [
     mutant(
         61,
         "deadline-for-all",
-        (WORKER, "                call.deadline = call.started + self.bounds.timeout\n", ""),
+        (WORKER, "                call.deadline = now + self.bounds.timeout\n", ""),
         **STREAMS,
     ),
     mutant(
