@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rendering import render
-from variants import CONTRACTS, ROOT, Variant, variants
+from variants import CONTRACTS, FEATURES, ROOT, Variant, variants
 
 CACHE = ROOT / ".cache"
 # The newest torch whose CPU build is known to be found both with PyTorch's index and without it.
@@ -102,7 +102,7 @@ def python_of(variant: Variant) -> str:
 def _requirements(stack: str, extras: Iterable[str], folder: Path) -> Iterator[str]:
     """Collect what each of the stack's variants for the CPU depends on, development included."""
     seen: set[str] = set()
-    every = {"contracts": list(CONTRACTS), "auth": "jwt"}
+    every = {"contracts": list(CONTRACTS), "auth": "jwt", "features": list(FEATURES)}
     for variant in variants():
         if variant.stack != stack or variant.accelerator != "cpu":
             continue
@@ -111,8 +111,6 @@ def _requirements(stack: str, extras: Iterable[str], folder: Path) -> Iterator[s
         declared = [*document["project"]["dependencies"], *document["dependency-groups"]["dev"]]
         optional = document["project"].get("optional-dependencies", {})
         declared += [text for extra in extras for text in optional.get(extra, [])]
-        # Needed by variants for other accelerators alone, whose code runs here all the same.
-        declared.append("nvidia-ml-py>=12.560")
         if stack == "custom":  # for the services that are written by hand, in tests/subjects
             declared.append("python-multipart>=0.0.20")
         for requirement in declared:

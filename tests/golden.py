@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from rendering import render
+from variants import FEATURES
 
 GOLDEN = Path(__file__).with_name("golden")
 
-# One of each model type, input kind, accelerator and preset, both places for the seam, and one with
-# all that can be chosen besides.
+# One of each model type, input kind, accelerator and preset, one with nothing that can be left out,
+# and one with all that can be chosen besides.
 RENDERS: dict[str, dict[str, Any]] = {
     "default": {},
     "rapidocr-cpu": {"preset": "rapidocr", "accelerator": "cpu"},
     "silero-vad-cuda": {"preset": "silero-vad", "accelerator": "cuda"},
-    "minilm-inference": {"preset": "minilm", "model_module": "inference"},
+    "minilm": {"preset": "minilm"},
     "transformers-audio-cuda": {
         "model_type": "transformers",
         "input_kind": "audio",
@@ -34,17 +35,18 @@ RENDERS: dict[str, dict[str, Any]] = {
         "input_kind": "multimodal",
         "python_version": "3.13",
     },
-    "custom-json-contracts": {
+    "custom-json-everything": {
         "model_type": "custom",
         "input_kind": "json",
+        "features": list(FEATURES),
         "contracts": ["oip-grpc", "sagemaker", "model-engine"],
         "auth": "jwt",
     },
-    "pytorch-batch-inference": {
+    "pytorch-batch-plain": {
         "model_type": "pytorch",
         "input_kind": "image-batch",
-        "model_module": "inference",
-        "gpu_monitoring": False,
+        "features": [],
+        "deploy": [],
     },
 }
 

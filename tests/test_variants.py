@@ -42,44 +42,68 @@ ALWAYS = {
     ".github/workflows/template.yml",
     ".gitignore",
     ".python-version",
+    "AGENTS.md",
     "CLAUDE.md",
     "Dockerfile",
     "README.md",
     "device.py",
-    "inputs.py",
-    "k8s.yaml",
-    "limits.py",
+    "inference.py",
     "main.py",
-    "openapi_export.py",
     "pyproject.toml",
-    "replicas.py",
-    "server.py",
+    "serving/__init__.py",
+    "serving/inputs.py",
+    "serving/limits.py",
+    "serving/requests.py",
+    "serving/server.py",
+    "serving/threads.py",
+    "serving/worker.py",
+    "tests/conformance/__init__.py",
+    "tests/conformance/fake_model.py",
+    "tests/conformance/plugin.py",
+    "tests/conformance/report.py",
+    "tests/conformance/samples.py",
+    "tests/conformance/spec.py",
+    "tests/conformance/test_conformance.py",
+    "tests/conformance/test_template.py",
     "tests/conftest.py",
-    "tests/fixtures.py",
-    "tests/report.py",
-    "tests/samples.py",
-    "tests/spec.py",
-    "tests/stand_in.py",
-    "tests/test_conformance.py",
     "tests/test_model.py",
-    "tests/test_template.py",
-    "threads.py",
-    "uploads.py",
-    "worker.py",
 }
-OPTIONS: list[tuple[str, object, set[str]]] = [
-    ("model_module", "inference", {"inference.py"}),
-    ("gpu_monitoring", True, {"gpu.py"}),
-    ("batching", True, {"batching.py"}),
-    ("isolation", "process", {"isolation.py"}),
-    ("observability", True, {"metrics.py", "observability.py"}),
-]
-OIP = {"core.py", "oip.py", "tensors.py", "tests/test_oip.py"}
+FEATURE_FILES = {
+    "observability": {"serving/metrics.py", "serving/observability.py"},
+    "gpu": {"serving/gpu.py"},
+    "batching": {"serving/batching.py"},
+    "streaming": {"serving/streaming.py"},
+    "isolation": {"serving/isolation.py"},
+    "replicas": {"serving/replicas.py"},
+    "openapi-export": {"serving/openapi_export.py"},
+}
+CONTRACTS = {"serving/contracts/__init__.py", "serving/contracts/core.py"}
+OIP = CONTRACTS | {
+    "serving/contracts/oip/__init__.py",
+    "serving/contracts/oip/routes.py",
+    "serving/contracts/oip/tensors.py",
+    "tests/conformance/test_oip.py",
+}
+GRPC = {
+    "serving/contracts/oip/grpc_server.py",
+    "serving/contracts/oip/open_inference.proto",
+    "tests/conformance/test_oip_grpc.py",
+}
 CONTRACT_FILES = {
     "oip": OIP,
-    "oip-grpc": OIP | {"oip_grpc.py", "open_inference.proto", "tests/test_oip_grpc.py"},
-    "sagemaker": {"core.py", "sagemaker_contract.py", "tests/test_sagemaker.py"},
-    "model-engine": {"core.py", "forwarder.py", "tests/test_model_engine.py"},
+    "oip-grpc": OIP | GRPC,
+    "sagemaker": CONTRACTS
+    | {"serving/contracts/sagemaker.py", "tests/conformance/test_sagemaker.py"},
+    "model-engine": CONTRACTS
+    | {"serving/contracts/model_engine.py", "tests/conformance/test_model_engine.py"},
+}
+# The stock models' example files, and their weights where they are in an .onnx file.
+EXAMPLES = {"image": "example.png", "audio": "example.wav", "video": "example.mp4"}
+WEIGHTS = {
+    "image": "nearest-color.onnx",
+    "audio": "loudest-note.onnx",
+    "video": "frame-difference.onnx",
+    "json": "linear-trend.onnx",
 }
 # Packages whose modules have another name.
 MODULES = {
@@ -140,22 +164,24 @@ def expected_files(variant: Variant) -> set[str]:
     """Return the files that the variant has by the docs, not by the template's conditions."""
     files = set(ALWAYS)
     others = dict(variant.others)
-    example = table("input_kinds")[variant.input_kind]["example"]
-    if example:
-        files.add(example)
-    if variant.preset == "none" and variant.model_type == "onnxruntime":
-        files.add("model.onnx")
-    if variant.preset == "minilm" or (
-        variant.preset == "none" and variant.model_type in ("transformers", "ggml")
-    ):
+    media = table("input_kinds")[variant.input_kind]["media"]
+    is_linear = variant.preset == "none" and variant.model_type not in ("transformers", "ggml")
+    if variant.preset == "rapidocr":
+        files.add("example-page.png")
+    elif media == "audio" and not is_linear:
+        files.add("example-speech.wav")
+    elif media in EXAMPLES:
+        files.add(EXAMPLES[media])
+    if is_linear and variant.model_type == "onnxruntime":
+        files.add(WEIGHTS[media])
+    if variant.preset == "minilm" or (variant.preset == "none" and not is_linear):
         files.add("tests/checkpoint.py")
-    if variant.input_kind == "json":
-        files.add("streaming.py")
-    for question, value, more in OPTIONS:
-        if others.get(question) == value:
-            files |= more
+    for feature in variant.features:
+        files |= FEATURE_FILES[feature]
+    if "kubernetes" in others["deploy"]:
+        files.add("k8s.yaml")
     if others["auth"] != "none":
-        files |= {"auth.py", "tests/test_auth.py"}
+        files |= {"serving/auth.py", "tests/conformance/test_auth.py"}
     return files | {name for contract in others["contracts"] for name in CONTRACT_FILES[contract]}
 
 
@@ -163,7 +189,7 @@ def expected_files(variant: Variant) -> set[str]:
 def test_tree(variant: Variant, project: Path) -> None:
     """Exactly the expected files, none of them empty, nothing of the template engine in them.
 
-    CLAUDE.md names each of them once, with the owner that copier.yml gives it.
+    AGENTS.md names each of them once, with the owner that copier.yml gives it.
     """
     files = files_in(project)
     assert files == expected_files(variant)
@@ -250,7 +276,6 @@ def test_deployment(variant: Variant, project: Path) -> None:
     run([beside("actionlint"), *workflows], cwd=project)
     run([beside("zizmor"), "--offline", "--persona", "auditor", *workflows], cwd=project)
     run([beside("hadolint"), "Dockerfile"], cwd=project)
-    run([beside("kubernetes-validate"), "--strict", "k8s.yaml"], cwd=project)
     dockerfile = (project / "Dockerfile").read_text(encoding="utf-8")
     base = "nvidia/cuda:" if variant.accelerator == "cuda" else "python:"
     assert re.search(rf"^ARG BASE_IMAGE={base}", dockerfile, re.MULTILINE)
@@ -260,6 +285,9 @@ def test_deployment(variant: Variant, project: Path) -> None:
     assert f"python:{python_version}-slim" in dockerfile or (
         f"PYTHON_VERSION={python_version}\n" in dockerfile
     )
+    if "kubernetes" not in others["deploy"]:
+        return
+    run([beside("kubernetes-validate"), "--strict", "k8s.yaml"], cwd=project)
     deployment, _ = yaml.safe_load_all((project / "k8s.yaml").read_text(encoding="utf-8"))
     [container] = deployment["spec"]["template"]["spec"]["containers"]
     probes = {name: container[name] for name in PROBES}
@@ -309,14 +337,18 @@ def test_answers(
 
 def unseen(variant: Variant) -> set[str]:
     """Return the requirements that a run of the variant's conformance tests cannot show."""
-    numbers = {2, 5, *range(38, 47)}
-    if not dict(variant.others).get("gpu_monitoring"):
+    numbers = {5, *range(38, 47)}
+    if "gpu" not in variant.features:
         numbers |= {36, 37}
-    if not dict(variant.others)["observability"]:
+    if "observability" not in variant.features:
         numbers |= {58, 59, 60}
     if variant.input_kind == "json":
         numbers.add(52)
-    if variant.input_kind != "json" or variant.model_type != "ggml":
+    if not (
+        "streaming" in variant.features
+        and variant.input_kind == "json"
+        and variant.model_type == "ggml"
+    ):
         numbers.add(61)
     others = dict(variant.others)
     contracts = set(others["contracts"])

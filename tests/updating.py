@@ -18,11 +18,17 @@ from environments import environment, uv
 from rendering import commit_all, files_in
 from variants import questionnaire
 
-MARKS = "# Your model starts here.\n", "# Your model ends here.\n"
 ANSWERS = ".copier-answers.yml"
 
 # A model of a user's own, for a service that takes JSON.
-GREETER = '''
+GREETER = '''"""Greets."""
+
+import os
+
+from pydantic import BaseModel
+
+from serving import Input
+
 MODEL_NAME = os.getenv("MODEL_NAME", "greeter")
 
 
@@ -51,13 +57,11 @@ class Model:
     def predict(self, inputs: list[Input[Params]]) -> list[Output]:
         """Greet each."""
         return [Output(greeting=f"Hello {item.params.name}") for item in inputs]
-
-
 '''
 GREETER_TEST = '''
 """What the greeter says."""
 
-from conftest import Service
+from conformance.plugin import Service
 
 
 def test_greeting(service: Service) -> None:
@@ -122,8 +126,8 @@ def contents(project: Path) -> dict[str, bytes]:
 
 
 def owners(project: Path) -> dict[str, str]:
-    """Return who owns each file, "you" or "template", as the service's CLAUDE.md says."""
-    text = (project / "CLAUDE.md").read_text(encoding="utf-8")
+    """Return who owns each file, "you" or "template", as the service's AGENTS.md says."""
+    text = (project / "AGENTS.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (.+) \| (you|template)\b.* \|", text, re.MULTILINE)
     pairs = [(name, owner) for names, owner in rows for name in names.split(", ")]
     assert len(pairs) == len(dict(pairs)), "a file stands twice in the table"
@@ -162,18 +166,9 @@ def answers_of(project: Path) -> dict[str, Any]:
     return answers
 
 
-def put_seam(project: Path, seam: str) -> None:
-    """Write a user's model between the marks of main.py."""
-    main = project / "main.py"
-    before, _, rest = main.read_text(encoding="utf-8").partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    main.write_text(before + MARKS[0] + seam + MARKS[1] + after, encoding="utf-8")
-
-
-def seam_of(project: Path) -> str:
-    """Return what stands between the marks of main.py."""
-    text = (project / "main.py").read_text(encoding="utf-8")
-    return text.partition(MARKS[0])[2].partition(MARKS[1])[0]
+def put_model(project: Path, model: str) -> None:
+    """Write a user's model into inference.py."""
+    (project / "inference.py").write_text(model, encoding="utf-8")
 
 
 @cache

@@ -12,18 +12,23 @@ import yaml
 ROOT = Path(__file__).parents[1]
 
 CONTRACTS = ("oip", "oip-grpc", "sagemaker", "model-engine")
+FEATURES = (
+    "observability",
+    "gpu",
+    "batching",
+    "streaming",
+    "isolation",
+    "replicas",
+    "openapi-export",
+)
 
 # The answers that are neither an axis nor free text are cycled over the variants, so that every
 # pair of their values occurs somewhere, and each of them with each value of each axis.
 CYCLED: dict[str, list[Any]] = {
     "contracts": [CONTRACTS, (), ("oip",), ("oip-grpc",), ("sagemaker",), ("model-engine",)],
-    "model_module": ["main", "inference"],
     "system_packages": ["", "libgl1 ffmpeg"],
-    "gpu_monitoring": [True, False],
-    "observability": [True, False],
     "startup_minutes": [10, 45],
-    "batching": [False, True],
-    "isolation": ["thread", "process"],
+    "deploy": [("kubernetes",), ()],
     "auth": ["none", "api-key", "jwt"],
 }
 
@@ -77,13 +82,23 @@ class Variant:
         return "-".join([*chosen, self.accelerator])
 
     @property
+    def features(self) -> set[str]:
+        """Return the features that it has."""
+        return {name for name in FEATURES if dict(self.others)[name]}
+
+    @property
     def answers(self) -> dict[str, Any]:
         """Return what to give to copier: only what does not follow from the preset."""
         axes = {"preset": self.preset, "accelerator": self.accelerator}
         if self.preset == "none":
             axes |= {"model_type": self.model_type, "input_kind": self.input_kind}
-        others = {name: list(x) if isinstance(x, tuple) else x for name, x in self.others}
-        return axes | others
+        others = {
+            name: list(x) if isinstance(x, tuple) else x
+            for name, x in self.others
+            if name not in FEATURES
+        }
+        features = [name for name in FEATURES if name in self.features]
+        return axes | others | {"features": features}
 
     @property
     def stack(self) -> str:
@@ -167,7 +182,5 @@ def _with_others(cells: list[Variant]) -> Iterator[Variant]:
 def _other_values(cell: Variant) -> dict[str, list[Any]]:
     row = table("presets")[cell.preset] if cell.preset != "none" else None
     pythons = (row or table("model_types")[cell.model_type])["pythons"]
-    values = CYCLED | {"python_version": pythons}
-    if not table("accelerators")[cell.accelerator]["gpu"]:
-        values = {name: value for name, value in values.items() if name != "gpu_monitoring"}
-    return values
+    # Each feature is there or not, as if it were a question of its own.
+    return CYCLED | {name: [True, False] for name in FEATURES} | {"python_version": pythons}
