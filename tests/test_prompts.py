@@ -23,7 +23,7 @@ from copier import run_copy
 from jinja2 import UndefinedError
 
 from rendering import commit_all, files_in, git, render, template_folder
-from variants import ROOT, choices, questionnaire, questions, table
+from variants import CONTRACTS, FEATURES, ROOT, choices, questionnaire, questions, table
 
 COPIER = [sys.executable, "-m", "copier"]
 DIALOGUE_SECONDS = 120
@@ -57,10 +57,11 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "too-many-minutes": (["startup_minutes=1441"], "between 1 and 1440, e.g. 10"),
     "packages-with-command": (["system_packages=libgl1;rm"], "'libgl1 ffmpeg'"),
     "packages-with-line-end": (["system_packages=libgl1\n"], "'libgl1 ffmpeg'"),
-    "gpu-page-without-gpu": (
-        ["accelerator=cpu", "gpu_monitoring=true"],
-        "accelerator=auto or accelerator=cuda",
-    ),
+    "feature-that-is-no-list": (["features=batching"], "-d 'features=[batching]'"),
+    "feature-of-later": (["features=[playground]"], "'observability', 'gpu', 'batching'"),
+    "question-of-later": (["predictions=local"], "There is no question named 'predictions'"),
+    "input-of-later": (["input_kind=file"], "'image', 'image-params', 'image-batch'"),
+    "manifest-that-is-not-there": (["deploy=[helm]"], "'kubernetes'"),
     "empty-description": (["project_description= "], "'Reads the text in scanned pages'"),
     "description-with-quote": (
         ['project_description=Says "hi"'],
@@ -109,10 +110,60 @@ def test_copy_by_the_command_line(repository: Path, tmp_path: Path) -> None:
     assert files_in(project) == files_in(render(tmp_path / "other", {}))
     steps = re.findall(r"^ *(\d)\.  (.+)$", result.stderr, re.MULTILINE)
     assert [number for number, _ in steps] == ["1", "2", "3", "4"]
-    assert f"cd {project} && git init && uv lock" in steps[0][1]
+    assert steps[0][1] == f"cd {project} && git init && uv lock"
     assert steps[1][1] == "uv run pytest"
     assert steps[2][1] == "uv run main.py"
-    assert "main.py, between the two marks" in steps[3][1]
+    assert "inference.py" in steps[3][1]
+
+
+@pytest.mark.parametrize("name", ["my service", "it's", "a;b", "service [1]"])
+def test_next_steps_quote_the_folder(repository: Path, tmp_path: Path, name: str) -> None:
+    """The line that changes into the folder works in a shell, whatever the folder is called."""
+    project = tmp_path / name
+    result = copier("copy", "--defaults", repository, project)
+    [line] = re.findall(r"^ *1\.  (cd .+) && git init && uv lock$", result.stderr, re.MULTILINE)
+    shell = ["sh", "-c", f"{line} && test -f main.py"]
+    assert subprocess.run(shell, cwd=tmp_path, check=False).returncode == 0
+
+
+def test_no_repository_inside_a_repository(repository: Path, tmp_path: Path) -> None:
+    """A service that becomes a folder of a repository needs no `git init`."""
+    commit_all(tmp_path, "All services")
+    project = tmp_path / "services" / "one"
+    result = copier("copy", "--defaults", repository, project)
+    assert f"cd {project} && uv lock\n" in result.stderr
+
+
+def test_relative_path_to_the_template(repository: Path, tmp_path: Path) -> None:
+    """A template that was named by a relative path is found again from any folder."""
+    shutil.copytree(repository, tmp_path / "template")
+    (tmp_path / "elsewhere").mkdir()
+    result = copier("copy", "--defaults", "../template", "../service", cwd=tmp_path / "elsewhere")
+    assert result.returncode == 0, result.stderr
+    project = tmp_path / "service"
+    commit_all(project, "Render")
+    result = copier("update", "--defaults", "-d", "startup_minutes=45", cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert stored(project)["startup_minutes"] == 45
+
+
+def test_folder_with_files(repository: Path, tmp_path: Path) -> None:
+    """Where nobody can be asked what to do with a file that is there, nothing is written.
+
+    With --overwrite the file is replaced; one that the template does not have is left alone.
+    """
+    (tmp_path / "main.py").write_text("print('mine')\n", encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("mine\n", encoding="utf-8")
+    result = copier("copy", "--defaults", repository, tmp_path)
+    assert result.returncode != 0
+    reason = result.stderr.rpartition("ValueError: ")[2]
+    assert f"{tmp_path} has main.py already." in reason
+    assert "--overwrite" in reason
+    assert files_in(tmp_path) == {"main.py", "notes.txt"}
+    result = copier("copy", "--defaults", "--overwrite", repository, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "FastAPI" in (tmp_path / "main.py").read_text(encoding="utf-8")
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine\n"
 
 
 @pytest.mark.parametrize("input_kind", choices("input_kind"))
@@ -165,10 +216,15 @@ def test_reserved_endpoints(tmp_path: Path, endpoint: str) -> None:
 
 def test_every_own_route_is_reserved(tmp_path: Path) -> None:
     """Whatever route a rendered service has beside the model's is a reserved one."""
-    project = render(tmp_path, {"endpoint": "the-model"})
-    code = "".join(file.read_text(encoding="utf-8") for file in project.glob("*.py"))
+    answers = {"endpoint": "the-model", "features": list(FEATURES), "contracts": list(CONTRACTS)}
+    project = render(tmp_path, answers)
+    code = "".join(
+        file.read_text(encoding="utf-8")
+        for file in project.rglob("*.py")
+        if "tests" not in file.parts
+    )
     routes = set(re.findall(r'@(?:app|router)\.\w+\(\s*"/([^"/]*)', code))
-    assert {"health", "ready", "gpu", "the-model"} <= routes
+    assert {"health", "ready", "gpu", "v2", "predict", "the-model"} <= routes
     assert routes - {"the-model"} <= {*table("reserved_endpoints")}
 
 
@@ -229,7 +285,7 @@ def test_odd_descriptions(tmp_path: Path, description: str) -> None:
     """A description may have any other characters; it arrives as it was given."""
     project = render(tmp_path, {"project_description": description})
     assert stored(project)["project_description"] == description
-    for file in ("main.py", "README.md", "CLAUDE.md", "pyproject.toml"):
+    for file in ("main.py", "README.md", "AGENTS.md", "pyproject.toml"):
         assert description.rstrip(".") in (project / file).read_text(encoding="utf-8"), file
     compile((project / "main.py").read_bytes(), "main.py", "exec")
 
@@ -243,7 +299,7 @@ def test_nothing_needs_trust() -> None:
         assert not unsafe & yaml.safe_load(text).keys()
 
 
-@pytest.mark.parametrize("file", ["template/README.md.jinja", "parts/seam.py.jinja"])
+@pytest.mark.parametrize("file", ["template/README.md.jinja", "parts/inference.py.jinja"])
 def test_typo_in_the_template(tmp_path: Path, file: str) -> None:
     """A name that no question has ends the render; it does not become an empty string."""
     folder = tmp_path / "template"
@@ -282,18 +338,49 @@ def test_known_keys_are_the_questions() -> None:
 def test_dialogue_of_enters(repository: Path, tmp_path: Path) -> None:
     """Enter for everything, on a terminal, makes the service of --defaults."""
     with dialogue(repository, tmp_path / "service") as terminal:
-        for name in questions():
+        for name in asked():
             terminal.answer(name, "")
         assert terminal.finish() == 0, terminal.text
     assert "Next:" in terminal.text
+    shown = [name for name in questions() if questionnaire()[name]["help"] in terminal.text]
+    assert shown == asked()
+    assert len(shown) <= 10
     assert stored(tmp_path / "service") == stored(render(tmp_path / "default", {}))
+
+
+def test_dialogue_of_more_options(repository: Path, tmp_path: Path) -> None:
+    """With more options wanted, all questions are asked; what is chosen is stored."""
+    with dialogue(repository, tmp_path / "service") as terminal:
+        for name in questions():
+            terminal.answer(name, {"more_options": "y", "contracts": " "}.get(name, ""))
+        assert terminal.finish() == 0, terminal.text
+    answers = stored(tmp_path / "service")
+    assert answers["more_options"] is True
+    assert answers["contracts"] == ["oip"]
+
+
+def test_option_without_more_options(tmp_path: Path) -> None:
+    """What stands behind the last question can be given by -d all the same, and is stored."""
+    project = render(tmp_path, {"contracts": ["model-engine"], "python_version": "3.13"})
+    answers = stored(project)
+    assert answers["more_options"] is False
+    assert answers["contracts"] == ["model-engine"]
+    assert (project / ".python-version").read_text(encoding="utf-8") == "3.13\n"
+
+
+def test_reserved_names_are_free() -> None:
+    """What later versions are going to need is not used for anything else."""
+    reserved = table("reserved_names")
+    assert not {*reserved.pop("questions")} & {*questions()}
+    for question, names in reserved.items():
+        assert not {*names} & {*choices(question)}
 
 
 def test_dialogue_of_a_preset(repository: Path, tmp_path: Path) -> None:
     """With a preset chosen, what follows from it is not asked."""
     with dialogue(repository, tmp_path / "service") as terminal:
-        for name, question in questions().items():
-            if "ask" not in question:
+        for name in asked():
+            if "preset" not in questions()[name].get("ask", ""):
                 terminal.answer(name, "\x1b[B" if name == "preset" else "")
         assert terminal.finish() == 0, terminal.text
     for name in ("model_type", "input_kind", "endpoint"):
@@ -321,6 +408,11 @@ def test_dialogue_greys_out(repository: Path, tmp_path: Path) -> None:
         terminal.wait_for("model_type=ggml does not take video: choose json or audio")
         terminal.answer("input_kind", "")
         terminal.wait_for(questionnaire()["accelerator"]["help"])
+
+
+def asked() -> list[str]:
+    """Return the questions of a dialogue in which nobody wants more options."""
+    return [name for name, row in questions().items() if "more_options" not in row.get("ask", "")]
 
 
 class Terminal:
