@@ -42,6 +42,7 @@ def test_a_call_past_its_deadline_is_killed(project: Path, tmp_path: Path) -> No
         assert not is_alive(first)
         assert service.client.get("/ready").status_code == 200
         assert "past its deadline" in service.log
+        assert "model_worker_restarts_total 1.0" in service.client.get("/metrics").text
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,62 @@ def test_a_crash_is_survived(
         assert calls(project) == [[0], [1], [2], [3]]
         assert logged in service.log
         assert service.client.get("/ready").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("orders", "logged"),
+    [
+        ("", "killed, most likely for its memory"),
+        ("import threading; threading.Timer(0.5, os._exit, [3]).start()", "ended with 3"),
+    ],
+    ids=["killed", "exits"],
+)
+def test_a_death_between_calls(project: Path, tmp_path: Path, orders: str, logged: str) -> None:
+    """It is noticed before a request meets it; one that comes meanwhile waits for the next."""
+    with running(project, tmp_path / "log") as service:
+        first = post(service, orders=orders).json()["pid"]
+        if not orders:
+            os.kill(first, signal.SIGKILL)
+        wait(lambda: service.client.get("/ready").status_code == 503, service)
+        waited = post(service)
+        assert (waited.status_code, service.client.get("/ready").status_code) == (200, 200)
+        answers = [post(service) for _ in range(20)]
+        assert [answer.status_code for answer in answers] == [200] * 20
+        assert {answer.json()["pid"] for answer in answers} == {waited.json()["pid"]} != {first}
+        [line] = [line for line in service.log.splitlines() if " WARNING " in line]
+        assert line.endswith(f"{logged}. Loading the model again")
+        assert "model_worker_restarts_total 1.0" in service.client.get("/metrics").text
+
+
+def test_deaths_without_end(tmp_path: Path) -> None:
+    """A model that dies after each load is not loaded again and again."""
+    project = make(tmp_path / "service", isolation="process")
+    main = project / "main.py"
+    load = '        if os.path.exists("unloadable"):\n'
+    dies = "        import threading\n\n        threading.Timer(0.5, os._exit, [3]).start()\n"
+    text = main.read_text(encoding="utf-8")
+    assert load in text
+    main.write_text(text.replace(load, dies + load), encoding="utf-8")
+    with running(project, tmp_path / "log") as service:
+        assert service.process.wait(60) == 1
+        assert service.log.count("Model loaded in") == 5
+        assert "ended 5 times in a row" in service.log
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_death_at_the_end(project: Path, tmp_path: Path, *, asks: bool) -> None:
+    """After SIGTERM a model that died is loaded again only for a request that still comes."""
+    with running(project, tmp_path / "log", DRAIN_SECONDS="4") as service:
+        pid = post(service).json()["pid"]
+        service.process.terminate()
+        wait(lambda: "Draining" in service.log, service)
+        os.kill(pid, signal.SIGKILL)
+        wait(lambda: not is_alive(pid), service)
+        if asks:
+            assert post(service).status_code == 200
+        assert service.process.wait(60) == 0
+        assert ("Loading the model again" in service.log) == asks
+        assert "CRITICAL" not in service.log
 
 
 def test_a_crash_in_a_batch_harms_no_other(tmp_path: Path) -> None:
@@ -134,4 +191,5 @@ def test_it_ends_with_the_service(
         os.kill(service.process.pid, number)
         status = service.process.wait(60)
         assert status == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+        assert hangs or "again" not in service.log
         wait(lambda: not is_alive(pid), service)

@@ -77,6 +77,28 @@ async def with_context(raw_request: Request) -> dict:
     answer = await core.answer(upload, core.encode, raw_request.is_disconnected)
     return {"predictions": [json.loads(answer)]}
 """
+IMPORTING = """
+import main
+from fastapi import Request
+
+async def custom_sagemaker_ping_handler(request: Request):
+    return {"from": "script"} | await main.health()
+"""
+EXTENDING = """
+from fastapi import Request, Response
+from main import app, core, worker
+from model_hosting_container_standards import sagemaker
+
+@app.get("/extra")
+async def extra():
+    return {"waiting": worker.waiting, "name": core.name}
+
+@sagemaker.custom_invocation_handler
+async def invocations(request: Request) -> Response:
+    upload = core.take(await request.json())
+    body = await core.answer(upload, core.encode, request.is_disconnected)
+    return Response(body, media_type="application/json")
+"""
 MIDDLEWARE = """
 from fastapi import Response
 from model_hosting_container_standards.common.fastapi.middleware import (
@@ -236,6 +258,8 @@ def scripts(tmp_path: Path) -> Path:
         "discovered.py": DISCOVERED,
         "named.py": NAMED,
         "with_model.py": WITH_MODEL,
+        "importing.py": IMPORTING,
+        "extending.py": EXTENDING,
         "middleware.py": MIDDLEWARE,
         "processors.py": PROCESSORS,
         "package/handlers.py": NAMED,
@@ -309,6 +333,63 @@ def test_model_from_a_handler(project: Path, scripts: Path, tmp_path: Path) -> N
         assert client.post("/invocations", content=b"{").json()["detail"].startswith("JSON decode")
         failed = client.post("/invocations", json={})
         assert (failed.status_code, "error_id" in failed.json()) == (500, True)
+
+
+@pytest.mark.parametrize(
+    ("env", "ping"),
+    [
+        ({"CUSTOM_SCRIPT_FILENAME": "importing.py"}, {"from": "script", "status": "ok"}),
+        ({"CUSTOM_SCRIPT_FILENAME": "extending.py"}, {"status": "ready"}),
+        ({"CUSTOM_FASTAPI_PING_HANDLER": "main:health"}, {"status": "ok"}),
+        ({"CUSTOM_FASTAPI_INVOCATION_HANDLER": "main:infer"}, {"status": "ready"}),
+    ],
+    ids=["import", "from", "ping", "invocations"],
+)
+def test_main_in_a_script(
+    env: dict[str, str], ping: dict[str, str], project: Path, scripts: Path, tmp_path: Path
+) -> None:
+    """`main` is the service that runs, wherever a script names it."""
+    env |= {"SAGEMAKER_MODEL_PATH": str(scripts)}
+    with live(project, python(), tmp_path / "log", **env) as service:
+        client = service.ready()
+        assert client.get("/ping").raise_for_status().json() == ping
+        answer = client.post("/invocations", json=SERIES)
+        assert (answer.status_code, answer.json()) == (200, {"next": 5.0})
+        if "extending.py" in env.values():
+            extra = client.get("/extra").json()
+            assert extra == {"waiting": 0, "name": "my-model-server"}
+        assert service.log.count("Model loaded in") == 1
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_main_in_a_script_of_each_process(isolation: str, scripts: Path, tmp_path: Path) -> None:
+    """It is so in each of several processes, and where the model has a process of its own."""
+    project = contract(tmp_path / "service", isolation=isolation)
+    env = {"SAGEMAKER_MODEL_PATH": str(scripts), "CUSTOM_SCRIPT_FILENAME": "extending.py"}
+    env |= {"CUSTOM_FASTAPI_PING_HANDLER": "main:health", "WORKERS": "2"}
+    with live(project, python(), tmp_path / "log", **env) as service:
+        service.ready()
+        wait_for(lambda: service.log.count("Model loaded in") == 2, seconds=60)
+        for _ in range(8):
+            with httpx.Client(base_url=service.url, timeout=30) as client:
+                assert client.get("/ping").raise_for_status().json() == {"status": "ok"}
+                answer = client.post("/invocations", json=SERIES)
+                assert (answer.status_code, answer.json()) == (200, {"next": 5.0})
+
+
+@pytest.mark.parametrize(
+    "env",
+    [{"CUSTOM_FASTAPI_PING_HANDLER": "main.py:health"}, {"CUSTOM_SCRIPT_FILENAME": "main.py"}],
+)
+def test_main_as_a_file(env: dict[str, str], project: Path, tmp_path: Path) -> None:
+    """As a file it would be run a second time: one line says how to name it instead."""
+    env |= {"SAGEMAKER_MODEL_PATH": str(project)}
+    with live(project, python(), tmp_path / "log", **env) as service:
+        assert service.process.wait(60) == 1
+        [line] = service.log.splitlines()
+        assert [
+            word for word in ("CRITICAL", *env.values(), "main:function") if word not in line
+        ] == []
 
 
 def test_middleware_by_decorators(project: Path, scripts: Path, tmp_path: Path) -> None:

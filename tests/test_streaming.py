@@ -1,6 +1,8 @@
 """Answers in parts, by a live service, wherever its model runs."""
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -184,3 +186,15 @@ def test_crash_on_the_way(project: Path, tmp_path: Path) -> None:
         first, failure = stream(service, 0, -1)
         assert (first["count"], failure["status"]) == (0, 500)
         assert [part.get("count") for part in stream(service, 0)] == [0, None]
+
+
+@pytest.mark.parametrize("project", [("process", False, ())], ids=str, indirect=True)
+def test_death_between_streams(project: Path, tmp_path: Path) -> None:
+    """A model that dies when it has nothing to do is replaced before the next stream."""
+    with running(project, tmp_path / "log") as service:
+        os.kill(stream(service, 0)[0]["pid"], signal.SIGKILL)
+        wait(lambda: service.client.get("/ready").status_code == 503)
+        wait(lambda: service.client.get("/ready").status_code == 200)
+        for _ in range(5):
+            assert [part.get("count") for part in stream(service, 0, 0)] == [0, 1, None]
+        assert service.log.count("Loading the model again") == 1

@@ -8,16 +8,18 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from multiprocessing import current_process, get_context, parent_process
 from multiprocessing.connection import Connection
-from threading import Thread
+from multiprocessing.process import BaseProcess
+from threading import Event, Thread
 from typing import Any
 
-from serving.limits import OutOfMemory
+from serving.limits import CannotLoad, OutOfMemory
 from serving.worker import END, Answer, Job, ModelDied, Stream
 
 # Not fork: a child would hold the clients' connections open.
 context = get_context("spawn")
 
 CLOSE_SECONDS = 10
+MAX_DEATHS = 5  # in a row, with no call between them
 NAME = "model"
 
 # What the service says to each item of a stream.
@@ -43,9 +45,14 @@ class ModelProcess:
         self._functions = load, answer, unload, stream
         self._process = context.Process()
         self._busy = self._killed = False
+        self._ended = Event()  # of this process; the next one has its own
+        self._deaths = 0  # since the last call began
+        self.on_end: Callable[[ModelDied], None] = lambda _: None  # called on a thread
 
     def load(self) -> None:
         """Start the process and return when the model is loaded; raises what that raised."""
+        if self._deaths >= MAX_DEATHS:
+            raise CannotLoad(f"its process ended {MAX_DEATHS} times in a row without a call")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
             target=_serve, args=(theirs, *self._functions), name=NAME, daemon=True
@@ -53,18 +60,22 @@ class ModelProcess:
         self._killed = False
         self._process.start()
         theirs.close()
+        self._ended = Event()
+        Thread(target=self._watch, args=(self._process, self._ended), daemon=True).start()
         error = self._receive()
         if error:
             raise error
 
     def answer(self, jobs: Sequence[Job[Any]]) -> list[Any]:
         """Have the process answer requests. Raises ModelDied, from what its call is to get."""
+        self._deaths = 0
         self._send(jobs)
         answers: list[Any] = self._receive()
         return answers
 
     def stream(self, job: Job[Any]) -> Generator[Any, None, None]:
         """Have the process stream the answer to a request. Raises ModelDied."""
+        self._deaths = 0
         self._send(job)
         try:
             while (item := self._receive()) is not END:
@@ -85,7 +96,7 @@ class ModelProcess:
             return
         if not self._busy:
             self._connection.close()
-            self._process.join(CLOSE_SECONDS)
+            self._ended.wait(CLOSE_SECONDS)
         self._process.kill()
 
     def _send(self, message: Any) -> None:
@@ -97,17 +108,29 @@ class ModelProcess:
         try:
             return self._connection.recv()
         except (EOFError, ConnectionError):
-            self._process.join()
+            self._ended.wait()
         finally:
             self._busy = False
-        status = self._process.exitcode or 0
+        raise self._death()
+
+    def _death(self) -> ModelDied:
+        """Return how the process ended; the cause is what the call that it was in is to get."""
         if self._killed:
-            raise ModelDied("The model's process was killed: a call was past its deadline")
+            return ModelDied("The model's process was killed: a call was past its deadline")
+        status = self._process.exitcode or 0
         if status == -signal.SIGKILL:
-            reason = "The model's process was killed, most likely for its memory"
-            raise ModelDied(reason) from OutOfMemory()
+            died = ModelDied("The model's process was killed, most likely for its memory")
+            died.__cause__ = OutOfMemory()
+            return died
         how = f"died of {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
-        raise ModelDied(f"The model's process {how}")
+        return ModelDied(f"The model's process {how}")
+
+    def _watch(self, process: BaseProcess, ended: Event) -> None:
+        """Body of a thread, the only one to wait for this process: tell that it has ended."""
+        process.join()
+        self._deaths += 1
+        self.on_end(self._death())
+        ended.set()  # last, so that a call that died with it is the last to tell
 
 
 def _serve(

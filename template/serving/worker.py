@@ -247,6 +247,7 @@ class Worker:
         self.refused = 0  # requests, for want of a place
         self.observer = Observer()
         self._has_loaded = self._is_loaded = False
+        self._lost: ModelDied | None = None
         self._changed = threading.Condition()
         self._waiting: deque[Call] = deque()
         self._running: list[Call] = []
@@ -285,6 +286,12 @@ class Worker:
             self._stopping = True
             self._changed.notify()
         self._refuse_waiting()
+
+    def lose(self, error: ModelDied) -> None:
+        """Have the model loaded again, for its process has ended; for any thread to call."""
+        with self._changed:
+            self._lost = error
+            self._changed.notify()
 
     def is_loaded(self) -> bool:
         """Tell whether the model is loaded."""
@@ -455,8 +462,14 @@ class Worker:
     def _work(self) -> None:
         """Body of the thread."""
         goes_on = self._load()
-        while goes_on and (calls := self._next()):
-            goes_on = self._answer(calls)
+        while goes_on:
+            try:
+                calls = self._next()
+            except ModelDied as error:
+                self._report(error)
+                goes_on = self._load()
+            else:
+                goes_on = bool(calls) and self._answer(calls)
 
     def _answer(self, calls: list[Call]) -> bool:
         """Answer the calls together; False where the model could not be loaded again after that."""
@@ -473,8 +486,7 @@ class Worker:
         except ModelDied as error:
             if self._stopping:
                 return False
-            logger.warning("%s. Loading the model again", error)
-            self.observer.restarted()
+            self._report(error)
             if len(calls) > 1 and self._load():  # one of them did that to the others
                 return all(self._answer([call]) for call in calls)
             self._hand_over(calls, [error.__cause__ or error] * len(calls))
@@ -484,6 +496,12 @@ class Worker:
         self.observer.batch(len(calls), time.monotonic() - start)
         self._hand_over(calls, answers)
         return True
+
+    def _report(self, error: ModelDied) -> None:
+        self._is_loaded = False
+        self._lost = None
+        logger.warning("%s. Loading the model again", error)
+        self.observer.restarted()
 
     def _answer_stream(self, call: StreamCall) -> Any:
         """Hand over the items of a stream; return its end, or the error that ended it."""
@@ -504,7 +522,6 @@ class Worker:
         return END
 
     def _load(self) -> bool:
-        self._is_loaded = False
         start = time.monotonic()
         try:
             self.load()
@@ -524,11 +541,14 @@ class Worker:
         return self._is_loaded
 
     def _next(self) -> list[Call]:
-        """Wait for calls, and return as many as go into a batch; none when the worker stops."""
+        """Wait for calls, and return as many as go into a batch; none when the worker stops.
+
+        Raises ModelDied where the model was lost meanwhile.
+        """
         with self._changed:
             self._running = []
             while not self._running and not self._stopping:
-                self._changed.wait_for(lambda: self._waiting or self._stopping)
+                self._changed.wait_for(self._has_work)
                 if self.bounds.max_delay and self._waiting:
                     left = self._waiting[0].queued + self.bounds.max_delay - time.monotonic()
                     self._changed.wait_for(self._is_batch_full, left)
@@ -537,6 +557,11 @@ class Worker:
             for call in self._running:
                 call.started = now
             return self._running
+
+    def _has_work(self) -> bool:
+        if self._lost and not self._stopping and (self._waiting or not self._draining):
+            raise self._lost
+        return bool(self._waiting or self._stopping)
 
     def _take(self) -> list[Call]:
         """Take from the queue what goes into a batch; a stream is one by itself."""
