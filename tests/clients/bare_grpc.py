@@ -60,6 +60,28 @@ def send(address: str, body: str) -> dict[str, Any]:
     return outcome(ask(address, base64.b64decode(body)))
 
 
+def crowd(
+    address: str, inputs: list[dict[str, Any]], calls: int, *, repeat: int = 1
+) -> list[dict[str, Any]]:
+    """Make calls at once, compressed, with tensors of zeros, and return how each ended.
+
+    A tensor has so many bytes in `raw`, or so many elements in `contents`.
+    """
+    message = service_pb2.ModelInferRequest(model_name="my-model-server")
+    for item in inputs * repeat:
+        form = {key: item[key] for key in ("name", "datatype", "shape")}
+        tensor = message.inputs.add(**form)
+        if "raw" in item:
+            message.raw_input_contents.append(bytes(item["raw"]))
+        for name, count in item.get("contents", {}).items():
+            zero = b"" if name == "bytes_contents" else 0
+            getattr(tensor.contents, name).extend([zero] * count)
+    body = message.SerializeToString()
+    method = channel_to(address).unary_unary(METHOD)
+    options = {"timeout": PATIENCE_SECONDS, "compression": grpc.Compression.Gzip}
+    return [outcome(call) for call in [method.future(body, **options) for _ in range(calls)]]
+
+
 def begin(address: str, message: dict[str, Any], **options: Any) -> int:
     """Send a message, and return the number of the call."""
     body = ParseDict(message, service_pb2.ModelInferRequest()).SerializeToString()
@@ -121,5 +143,5 @@ def services(address: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    orders = [infer, send, begin, cancel, end, health, watch, watched, services]
+    orders = [infer, send, crowd, begin, cancel, end, health, watch, watched, services]
     serve({order.__name__: order for order in orders})

@@ -5,16 +5,18 @@ other, little-endian, each of BYTES behind its length.
 """
 
 import base64
+import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal, get_args
 
 import numpy as np
+from fastapi.exceptions import RequestValidationError
 from pydantic_core import from_json, to_json
 
-from serving.limits import BadInput
+from serving.limits import BadInput, TooLarge
 
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
@@ -38,55 +40,115 @@ TAKEN = {"INT64": {*INTEGERS}, "FP32": {*FLOATS}, "FP64": {*INTEGERS, *FLOATS}}
 IN_JSON: dict[str, set[type]] = {name: {int} for name in INTEGERS}
 IN_JSON |= {name: {int, float} for name in FLOATS} | {"BOOL": {bool}, "BYTES": {str, bytes}}
 
+MAX_SIZE = 2**56
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 LENGTH = struct.Struct("<I")  # before each element of BYTES
+CHUNK = 16 * 1024  # elements of a list that are looked at without a break for other threads
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as it was sent. Its elements are looked at when they are asked for."""
+    """A tensor as it was sent, or compact."""
 
     name: str
     datatype: Datatype
     shape: Sequence[int]
-    data: Any = None  # a list, or lists in lists
+    data: Any = None  # a list, or lists in lists; compact: a flat array
     binary: bytes | None = None  # in place of `data`
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
-    def elements(self, *, in_base64: bool = False) -> np.ndarray:
-        """Return the elements in the tensor's shape; those of BYTES are bytes. Raises BadInput."""
+    @property
+    def count(self) -> int:
+        """How many elements its shape has."""
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """How many bytes its elements take, once it is compact."""
+        return len(self.binary) if self.binary is not None else int(self.data.nbytes)
+
+    def compact(self, most: int, *, in_base64: bool = False) -> "Tensor":
+        """Return it with its elements packed: lists of them take many times as much.
+
+        Raises BadInput where they do not fit its shape, and TooLarge for more than these.
+        """
+        flat: Any = None
         if self.binary is None:
-            flat = self._from_json(in_base64=in_base64)
+            flat = self._flat_list()
+            self._check_fit(len(flat))
+        elif self.datatype == "BYTES":
+            if self.count * LENGTH.size > len(self.binary):
+                raise self._misfit(f"{len(self.binary)} bytes")
+        else:
+            self._check_fit(len(self._from_binary(self.binary)))
+        if self.count > most:
+            words = f"{self.count} elements are too many, send {most} at most"
+            raise TooLarge(f"Tensor {self.name!r}: {words}.")
+        if flat is None:
+            return self
+        if self.datatype == "BYTES":
+            return replace(self, data=None, binary=self._pack(flat, in_base64=in_base64))
+        return replace(self, data=self._from_list(flat))
+
+    def elements(self) -> np.ndarray:
+        """Return the elements of a compact tensor in its shape; those of BYTES are bytes.
+
+        Raises BadInput.
+        """
+        if self.binary is None:
+            flat = self.data
         elif self.datatype == "BYTES":
             flat = np.array(self._from_lengths(self.binary), object)
+            self._check_fit(len(flat))
         else:
             flat = self._from_binary(self.binary)
-        try:
-            return flat.reshape(self.shape)
-        except ValueError as error:
-            shape = list(self.shape)
-            message = f"the shape {shape} does not fit the {len(flat)} elements of its data"
-            raise self.bad(message) from error
+        return np.asarray(flat).reshape(self.shape)
 
-    def _from_json(self, *, in_base64: bool) -> np.ndarray:
+    def _check_fit(self, count: int) -> None:
+        # An array of no elements has limits to its shape, too.
+        if count != self.count or math.prod(size or 1 for size in self.shape) > MAX_SIZE:
+            raise self._misfit(f"{count} elements")
+
+    def _misfit(self, found: str) -> BadInput:
+        return self.bad(f"the shape {list(self.shape)} does not fit the {found} of its data")
+
+    def _flat_list(self) -> Sequence[Any]:
         flat = self.data
         while isinstance(flat, list) and flat and isinstance(flat[0], list):
             if not all(isinstance(row, list) for row in flat):
                 raise self.bad("its data are nested unevenly")
             flat = list(chain.from_iterable(flat))
-        if not isinstance(flat, list):
+        if isinstance(flat, str | bytes) or not isinstance(flat, Sequence):
             raise self.bad("send its elements as a list in `data`, or as binary data")
-        if not set(map(type, flat)) <= IN_JSON[self.datatype]:
-            raise self.bad(f"its data are not all {self.datatype}")
-        if self.datatype == "BYTES":
-            in_base64 |= self.parameters.get("content_type") == "base64"
-            items = [self._as_bytes(text, in_base64=in_base64) for text in flat]
-            return np.array(items, object)
+        return flat
+
+    def _chunks(self, flat: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        """Yield the elements of a list some at a time, when they are what they should be."""
+        for start in range(0, len(flat), CHUNK):
+            chunk = flat[start : start + CHUNK]
+            if not set(map(type, chunk)) <= IN_JSON[self.datatype]:
+                raise self.bad(f"its data are not all {self.datatype}")
+            yield chunk
+
+    def _from_list(self, flat: Sequence[Any]) -> np.ndarray:
+        found = np.empty(len(flat), DTYPES[self.datatype])
+        end = 0
         try:
             with np.errstate(over="raise"):
-                return np.array(flat, DTYPES[self.datatype])
+                for chunk in self._chunks(flat):
+                    start, end = end, end + len(chunk)
+                    found[start:end] = np.array(chunk, found.dtype)
         except (OverflowError, FloatingPointError) as error:
             raise self.bad(f"an element is beyond what {self.datatype} holds") from error
+        return found
+
+    def _pack(self, flat: Sequence[Any], *, in_base64: bool) -> bytes:
+        in_base64 |= self.parameters.get("content_type") == "base64"
+        packed = bytearray()
+        for text in chain.from_iterable(self._chunks(flat)):
+            item = self._as_bytes(text, in_base64=in_base64)
+            packed += LENGTH.pack(len(item)) + item
+        return bytes(packed)
 
     def _as_bytes(self, text: str | bytes, *, in_base64: bool) -> bytes:
         if isinstance(text, bytes):
@@ -110,6 +172,8 @@ class Tensor:
         found: list[bytes] = []
         at = 0
         while at < len(binary):
+            if len(found) == self.count:
+                raise self._misfit(f"more than {self.count} elements")
             start = at + LENGTH.size
             size = LENGTH.unpack_from(binary, at)[0] if start <= len(binary) else 0
             at = start + size
@@ -137,8 +201,8 @@ class TensorForm:
         """What clients are told."""
         return describe(self.name, self.datatype, self.shape, self.content_type)
 
-    def take(self, tensor: Tensor) -> np.ndarray:
-        """Return the elements; the first dimension may have been left out. Raises BadInput."""
+    def check(self, tensor: Tensor) -> list[int]:
+        """Return the shape; the first dimension may have been left out. Raises BadInput."""
         given = list(tensor.shape)
         if len(given) == len(self.shape) - 1:
             given = [1, *given]
@@ -149,7 +213,12 @@ class TensorForm:
         if not fits or tensor.datatype not in TAKEN.get(self.datatype, {self.datatype}):
             wanted = f"{self.datatype} {list(self.shape)}, where -1 is any size"
             raise tensor.bad(f"send {wanted}; not {tensor.datatype} {list(tensor.shape)}")
-        return tensor.elements().reshape(given).astype(DTYPES[self.datatype])
+        return given
+
+    def take(self, tensor: Tensor) -> np.ndarray:
+        """Return the elements of a compact tensor. Raises BadInput."""
+        shape = self.check(tensor)
+        return tensor.elements().reshape(shape).astype(DTYPES[self.datatype])
 
 
 @dataclass(frozen=True)
@@ -179,6 +248,7 @@ class Column:
     depth: int  # of lists in lists; 0 is a single value, which is a tensor of one element
     is_json: bool  # neither number, text nor list of these: elements hold JSON
     in_rows: bool  # whether there is one value for each of several inputs
+    max_items: int | None = None  # of the list
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -190,20 +260,36 @@ class Column:
         """Tell whether a tensor has one dimension more than the field needs: that of a batch."""
         return len(tensor.shape) > max(self.depth, 1)
 
-    def take(self, tensor: Tensor) -> Any:
-        """Return the field's value, as in JSON. Raises BadInput."""
-        if tensor.datatype not in TAKEN.get(self.datatype, {self.datatype}):
-            raise tensor.bad(f"send {self.datatype}, not {tensor.datatype}")
-        found = tensor.elements()
-        more = found.ndim - self.depth
-        if more < 0 or set(found.shape[:more]) - {1}:
+    def check(self, given: Tensor, most: int) -> Tensor:
+        """Return a tensor compact, as `take` wants it; a value has so many elements at most.
+
+        Raises BadInput, TooLarge and RequestValidationError, before anything large is made.
+        """
+        if given.datatype not in TAKEN.get(self.datatype, {self.datatype}):
+            raise given.bad(f"send {self.datatype}, not {given.datatype}")
+        tensor = given.compact(most)
+        more = len(tensor.shape) - self.depth
+        if more < 0 or set(tensor.shape[:more]) - {1}:
             raise tensor.bad(f"send the shape {self.metadata['shape']}, not {list(tensor.shape)}")
-        if tensor.datatype == "UINT64" and (found > INT64_MAX).any():
+        if tensor.datatype == "UINT64" and (tensor.elements() > INT64_MAX).any():
             raise tensor.bad("an element is beyond what INT64 holds")
-        shape = found.shape[more:]
+        shape = tensor.shape[more:]
         if 0 in shape[1:]:  # else a few bytes could stand for any number of empty lists
             raise tensor.bad("only its first dimension may be 0")
-        value = found.reshape(shape).tolist()
+        if self.max_items is not None and shape[0] > self.max_items:
+            message = f"List should have at most {self.max_items} items after validation"
+            item = {"type": "too_long", "loc": ("body", self.name)}
+            raise RequestValidationError([item | {"msg": f"{message}, not {shape[0]}"}])
+        if self.is_json and count_nodes(tensor.binary or b"") > most:
+            raise TooLarge(f"Tensor {tensor.name!r}: {too_many_nodes(most)}")
+        return tensor
+
+    def take(self, tensor: Tensor) -> Any:
+        """Return the field's value, as in JSON, from a tensor that `check` has let through.
+
+        Raises BadInput.
+        """
+        value = tensor.elements().reshape(tensor.shape[len(tensor.shape) - self.depth :]).tolist()
         if self.datatype != "BYTES":
             return value
         try:
@@ -250,13 +336,26 @@ def describe_column(
     is_sure = len(options) == 1 and (may_be_null or "anyOf" not in schema)
     inner = options[0] if is_sure else {}
     depth = 0
+    # A set may have fewer items than the tensor.
+    max_items = None if inner.get("uniqueItems") else inner.get("maxItems")
     while inner.get("type") == "array" and isinstance(inner.get("items"), dict):
         depth += 1
         inner = inner["items"]
     if datatype := OF_SCHEMA.get(str(inner.get("type"))):
-        return Column(name, datatype, depth, is_json=False, in_rows=in_rows)
+        max_items = max_items if depth else None
+        return Column(name, datatype, depth, is_json=False, in_rows=in_rows, max_items=max_items)
     depth = 0 if in_rows else min(depth, 1)  # lists of objects are seldom of one length
     return Column(name, "BYTES", depth, is_json=True, in_rows=in_rows)
+
+
+def count_nodes(text: bytes) -> int:
+    """Return how many values JSON may have: its commas and its opening brackets."""
+    return sum(map(text.count, (b",", b"[", b"{")))
+
+
+def too_many_nodes(most: int) -> str:
+    """Return what to say of JSON that has more."""
+    return f"JSON may have {most} commas and opening brackets at most."
 
 
 def flatten(value: Any, depth: int) -> tuple[list[int], list[Any]]:
