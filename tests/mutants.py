@@ -325,7 +325,7 @@ MUTANTS = [
     mutant(
         56, "silence-endured", (SERVER, "self.since > REQUEST_TIMEOUT_SECONDS", "self.since > 3600")
     ),
-    mutant(56, "half-a-body-endured", (LIMITS, "time.monotonic() > deadline", "False")),
+    mutant(56, "half-a-body-endured", (LIMITS, "timeout_at(deadline)", "timeout_at(None)")),
     mutant(57, "as-many-as-the-host-has", (THREADS, "len(os.sched_getaffinity(0))", "64")),
     mutant(57, "frameworks-not-told", (THREADS, "os.environ.setdefault(", "print(")),
     mutant(57, "setting-not-read", (THREADS, '("NUM_THREADS", "OMP_NUM_THREADS")', "()")),
@@ -573,5 +573,12 @@ MUTANTS = [
         (FORWARDER, "if core.streams:", "if not core.streams:"),
         **MODEL_ENGINE,
         **STREAMS,
+    ),
+    mutant(67, "body-lost-in-silence", (SERVER, "NoUpgrades(app)", "app")),
+    mutant(
+        67,
+        "body-is-the-next-request",
+        (LIMITS, '(b"connection", b"close")', '(b"x-connection", b"close")'),
+        (LIMITS, "    )\n    closes = True\n", "    )\n"),
     ),
 ]

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,16 +17,20 @@ from fastapi import FastAPI
 from uvicorn import Config, Server
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from serving.limits import REQUEST_TIMEOUT_SECONDS, Busy, ErrorBody, env_int
+from serving.limits import REQUEST_TIMEOUT_SECONDS, Busy, ErrorBody, NoUpgrades, env_int
 from serving.worker import Headers, Worker
 
 DRAIN_SECONDS = env_int("DRAIN_SECONDS", 0)
 MAX_CONNECTIONS = env_int("MAX_CONNECTIONS", 800, minimum=1)
+HTTP_PARSER = os.getenv("HTTP_PARSER", "httptools").lower()
+
+if HTTP_PARSER not in {"httptools", "h11"}:
+    sys.exit(f"HTTP_PARSER must be httptools or h11; not {HTTP_PARSER!r}")
 
 # Longer than proxies keep a connection that they do not use (nginx and AWS: 60 s). Who closes first
 # may close on a request that is on its way.
 KEEP_ALIVE_SECONDS = 75
-# The parser has no limit of its own.
+# httptools has no limit of its own.
 MAX_HEAD_BYTES = 64 * 1024
 CHECK_SECONDS = 0.5
 
@@ -151,11 +156,10 @@ class Connection(HttpToolsProtocol):
         """
         path = str(self.url.partition(b"?")[0], "latin-1")
         refuses = self.door.refuses(self.parser.get_method(), path, self.headers)
-        if not (refuses and self.is_idle and self.parser.should_keep_alive()):
-            before = self.cycle
+        refuses = refuses and self.parser.should_keep_alive() and not self.parser.should_upgrade()
+        if not (refuses and self.is_idle):
             super().on_headers_complete()
-            if self.cycle is not before:  # a request for a WebSocket has none
-                self.cycle.transport = Joined(self.transport, self.loop)  # type: ignore[assignment]
+            self.cycle.transport = Joined(self.transport, self.loop)  # type: ignore[assignment]
             return
         status = HTTPStatus(self.door.routes[path])
         told = self.door.worker.refuse(path, status, self.headers)
@@ -173,10 +177,10 @@ class Connection(HttpToolsProtocol):
 
     @property
     def waits(self) -> bool:
-        """Whether it is the client's turn: to send the rest of a request, or to read."""
+        """Whether it is the client's turn: to send a request's head, or to read."""
         if self.transport.is_closing() or self.flow.write_paused:
             return True
-        return self.timeout_keep_alive_task is None if self.is_idle else self.cycle.more_body
+        return self.is_idle and self.timeout_keep_alive_task is None
 
     def check(self) -> None:
         """End the connection where its client has been too slow."""
@@ -184,10 +188,7 @@ class Connection(HttpToolsProtocol):
         if not self.waits or self.cycle is not self._last_cycle:
             self.since, self._last_cycle = now, self.cycle
         elif now - self.since > REQUEST_TIMEOUT_SECONDS:
-            if self.is_idle or self.flow.write_paused:
-                self.transport.abort()
-            else:  # whoever reads the body is woken, and limits.py looks at its clock
-                self.cycle.message_event.set()
+            self.transport.abort()
 
 
 class DrainingServer(Server):
@@ -246,15 +247,20 @@ def configure(
 
     After SIGTERM it may take no more than `stop_within`, with what the drain takes.
     """
-    connection: Any = partial(Connection, door=door)
+    served: Any = app
+    http: Any = "h11"
+    if HTTP_PARSER == "httptools":
+        served, http = NoUpgrades(app), partial(Connection, door=door)
     grace = REQUEST_TIMEOUT_SECONDS + timeout  # what has come so far may take as long as any other
     if stop_within is not None:
         grace = min(grace, max(0, stop_within - DRAIN_SECONDS))
     return Config(
-        app,
+        served,
         host="0.0.0.0",  # noqa: S104 -- a container is reached from outside
         port=port,
-        http=connection,
+        http=http,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        ws="none",
         log_config=None,
         access_log=logging.getLogger("uvicorn.access").isEnabledFor(logging.INFO),
         proxy_headers=False,  # nothing here asks for the client's address

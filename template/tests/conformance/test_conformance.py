@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -258,7 +259,12 @@ def test_ms_12_model_is_released(launcher: Launcher, answer: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("PORT", "http"), ("INFER_TIMEOUT_SECONDS", "0"), ("LOG_LEVEL", "LOUD")],
+    [
+        ("PORT", "http"),
+        ("INFER_TIMEOUT_SECONDS", "0"),
+        ("LOG_LEVEL", "LOUD"),
+        ("HTTP_PARSER", "fast"),
+    ],
 )
 def test_ms_13_wrong_setting_is_named(
     launcher: Launcher, answer: str, name: str, value: str
@@ -843,3 +849,39 @@ def test_ms_61_deadline(launcher: Launcher, answer: str, samples: Samples) -> No
     running.predict_does("time.sleep(1.6 * part)")
     [_, (name, failure)] = stream(running, samples)
     assert (name, failure["status"]) == ("error", 504)
+
+
+OFFER = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABk"}
+INNER = b"GET /health HTTP/1.1\r\nHost: inside\r\n\r\n"
+
+
+def test_ms_67_body_of_an_offered_upgrade(service: Service, samples: Samples) -> None:
+    """A request that offers an upgrade is answered like any other, or told what to change."""
+    plain = ask(service, samples.valid).raise_for_status()
+    offering = ask(service, {**samples.valid, "headers": OFFER})
+    if offering.status_code == 200:
+        assert is_alike(offering.json(), plain.json())
+    else:
+        assert offering.status_code == 400
+        assert "Upgrade" in str(detail(offering))
+
+
+@pytest.mark.parametrize("packets", [1, 2])
+def test_ms_67_body_is_no_request(service: Service, samples: Samples, packets: int) -> None:
+    """Nothing in the body of a request that offers an upgrade is answered as a request."""
+    connection = post(service, samples)
+    for name, value in OFFER.items():
+        connection.putheader(name, value)
+    connection.putheader("Content-Length", str(len(INNER)))
+    connection.endheaders(INNER if packets == 1 else None)
+    if packets == 2:
+        time.sleep(0.2)
+        with suppress(OSError):
+            connection.send(INNER)
+    response = connection.getresponse()
+    response.read()
+    assert 400 <= response.status < 500
+    path = service.client.base_url.path.rstrip("/") + "/no-such"
+    connection.request("GET", path)
+    assert connection.getresponse().status == 404
+    connection.close()
