@@ -178,7 +178,7 @@ MUTANTS = [
     mutant(
         28,
         "on-the-event-loop",
-        (MAIN, "await worker.run(job, gone=request.is_disconnected)", "worker.answer([job])[0]"),
+        (MAIN, "await worker.run(job, gone=request.state.is_disconnected)", "worker.answer([job])[0]"),
     ),
     mutant(
         29,
@@ -299,7 +299,11 @@ MUTANTS = [
         "ended-by-the-signal",
         (SERVER, "        self.should_exit = True\n", "        super().handle_exit(sig, frame)\n"),
     ),
-    mutant(51, "a-traceback", (LIMITS, "except ClientDisconnect:", "except ZeroDivisionError:")),
+    mutant(
+        51,
+        "a-traceback",
+        (LIMITS, "isinstance(error, ClientDisconnect)", "isinstance(error, KeyError)"),
+    ),
     mutant(
         52, "no-raw-body", (UPLOADS, "files = [body] if body or content_type else []", "files = []")
     ),
