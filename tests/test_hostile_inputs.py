@@ -23,8 +23,8 @@ import pytest
 from PIL import Image
 
 from environments import run
-from hostile import MAKE_MEDIA, Hostile, corpus, pictures
 from live import live
+from malformed import MAKE_MEDIA, Hostile, corpus, pictures
 from rendering import render
 from updating import python
 from variants import choices, table
