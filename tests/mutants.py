@@ -13,15 +13,16 @@ class Mutant:
     name: str
     edits: tuple[tuple[str, str, str], ...] = ()  # file, old text, new text
     answers: dict[str, Any] = field(default_factory=lambda: {"model_type": "custom"})
-    removed: str | None = None  # a file
+    moved: tuple[str, str] | None = None  # a file or folder, and its new name
 
     def __str__(self) -> str:
         return f"ms-{self.number}-{self.name}"
 
     def apply(self, project: Path) -> None:
         """Change the service; each edit has to find its text."""
-        if self.removed:
-            (project / self.removed).unlink()
+        if self.moved:
+            old, new = self.moved
+            (project / old).rename(project / new)
         for name, old, new in self.edits:
             file = project / name
             text = file.read_text(encoding="utf-8")
@@ -34,23 +35,48 @@ def mutant(number: int, name: str, *edits: tuple[str, str, str], **answers: Any)
     return Mutant(number, name, edits, {"model_type": "custom"} | answers)
 
 
-MAIN, DEVICE, LIMITS, WORKER = "main.py", "device.py", "limits.py", "worker.py"
-UPLOADS, INPUTS, GPU, THREADS = "uploads.py", "inputs.py", "gpu.py", "threads.py"
-SERVER, REPLICAS = "server.py", "replicas.py"
-SAGEMAKER = "sagemaker_contract.py"
-METRICS, OBSERVABILITY = "metrics.py", "observability.py"
-AUTH = "auth.py"
+MAIN, DEVICE, INFERENCE = "main.py", "device.py", "inference.py"
+INPUTS, REQUESTS = "serving/inputs.py", "serving/requests.py"
+LIMITS, WORKER, SERVER = "serving/limits.py", "serving/worker.py", "serving/server.py"
+THREADS, GPU, AUTH = "serving/threads.py", "serving/gpu.py", "serving/auth.py"
+METRICS, OBSERVABILITY = "serving/metrics.py", "serving/observability.py"
+STREAMING = "serving/streaming.py"
+SAGEMAKER, MODEL_ENGINE = "serving/contracts/sagemaker.py", "serving/contracts/model_engine.py"
+OIP, GRPC = "serving/contracts/oip/routes.py", "serving/contracts/oip/grpc_server.py"
+# A model in few lines.
+MODEL = """
+class Model:
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def predict(self, inputs: list[Input[Params]]) -> list[Output]:
+        return [Output(color="red", share=1.0) for _ in inputs]
+"""
+HAS_GPU = {"features": ["observability", "gpu"]}
 KEYS = {"input_kind": "json", "auth": "api-key"}
 TOKENS = {"input_kind": "json", "auth": "jwt"}
 # The lightest service whose stock model answers in parts.
-STREAMS = {"model_type": "ggml", "input_kind": "json"}
-FORWARDER, MODEL_ENGINE = "forwarder.py", {"contracts": ["model-engine"]}
-OIP, GRPC = "oip.py", "oip_grpc.py"
+STREAMS = {"model_type": "ggml", "input_kind": "json", "features": ["observability", "streaming"]}
 SPEAKS_OIP = {"input_kind": "json", "contracts": ["oip"]}
 SPEAKS_GRPC = {"input_kind": "json", "contracts": ["oip-grpc"]}
+SPEAKS_SAGEMAKER = {"contracts": ["sagemaker"]}
+SPEAKS_MODEL_ENGINE = {"contracts": ["model-engine"]}
 
 MUTANTS = [
-    Mutant(1, "no-rules", removed="CLAUDE.md"),
+    Mutant(1, "rules-under-another-name", moved=("AGENTS.md", "RULES.md")),
+    Mutant(1, "machinery-in-another-folder", moved=("serving", "app")),
+    Mutant(
+        2,
+        "imported-from-elsewhere",
+        ((MAIN, "from inference import", "from model import"),),
+        moved=("inference.py", "model.py"),
+    ),
+    mutant(
+        2,
+        "in-main",
+        (MAIN, "MODEL_NAME, Model, Output", "MODEL_NAME, Output"),
+        (MAIN, "model: Model | None", f"{MODEL}\n\nmodel: Model | None"),
+    ),
     mutant(3, "device-with-index", (DEVICE, 'return "cpu"', 'return "cpu:0"')),
     mutant(
         4,
@@ -96,7 +122,7 @@ MUTANTS = [
     mutant(
         15,
         "fixed-model-name",
-        (MAIN, 'os.getenv("MODEL_NAME", "nearest-color")', '"nearest-color"'),
+        (INFERENCE, 'os.getenv("MODEL_NAME", "nearest-color")', '"nearest-color"'),
     ),
     mutant(16, "fixed-limit", (MAIN, 'env_int("MAX_UPLOAD_MB", 20, minimum=1)', "1")),
     mutant(17, "fixed-timeout", (MAIN, 'env_int("INFER_TIMEOUT_SECONDS", 60, minimum=1)', "1")),
@@ -130,7 +156,7 @@ MUTANTS = [
         ),
     ),
     mutant(
-        21, "failed-load-is-success", (REPLICAS, "return 1 if worker.failed else 0", "return 0")
+        21, "failed-load-is-success", (SERVER, "return 1 if door.worker.failed else 0", "return 0")
     ),
     mutant(
         21,
@@ -146,23 +172,25 @@ MUTANTS = [
             '@app.api_route(\n    "/classify", methods=["GET", "POST"],',
         ),
     ),
-    mutant(22, "everybody's-route", (MAIN, '"/classify"', '"/predict"')),
-    mutant(23, "no-forms", (UPLOADS, '== "multipart/form-data"', '== "multipart/mixed"')),
-    mutant(23, "other-field", (UPLOADS, "part.name == self.field", 'part.name == "upload"')),
+    mutant(
+        22, "everybody's-route", (MAIN, '@app.post(\n    "/classify"', '@app.post(\n    "/predict"')
+    ),
+    mutant(23, "no-forms", (REQUESTS, '== "multipart/form-data"', '== "multipart/mixed"')),
+    mutant(23, "other-field", (REQUESTS, "part.name == self.field", 'part.name == "upload"')),
     mutant(24, "other-schema", (MAIN, "response_model=Output", "response_model=Params")),
     mutant(
         24, "answer-is-text", (MAIN, 'media_type="application/json"', 'media_type="text/plain"')
     ),
-    mutant(25, "empty-is-unreadable", (UPLOADS, "if not all(files):", "if False:")),
+    mutant(25, "empty-is-unreadable", (REQUESTS, "if not all(files):", "if False:")),
     mutant(26, "declared-size-not-asked", (LIMITS, "int(declared) > self.max_bytes", "False")),
     mutant(26, "body-not-counted", (LIMITS, "if counted > self.max_bytes", "if False")),
     mutant(
-        26, "files-not-measured", (UPLOADS, "if sum(map(len, files)) > self.max_bytes", "if False")
+        26, "files-not-measured", (REQUESTS, "if sum(map(len, files)) > self.max_bytes", "if False")
     ),
     mutant(
         26,
         "json-not-measured",
-        (UPLOADS, "if len(body) > self.max_bytes", "if False"),
+        (REQUESTS, "if len(body) > self.max_bytes", "if False"),
         input_kind="json",
     ),
     mutant(26, "other-words", (LIMITS, '"File too large."', '"Too big."')),
@@ -209,17 +237,17 @@ MUTANTS = [
     mutant(
         31,
         "json-in-tatters-is-a-wrong-field",
-        (UPLOADS, '== "json_invalid"', '== "never"'),
+        (REQUESTS, '== "json_invalid"', '== "never"'),
         input_kind="json",
     ),
     mutant(
         32,
         "any-type",
-        (UPLOADS, "if not set(types) <= {*self.content_types, *UNTYPED}", "if False"),
+        (REQUESTS, "if not set(types) <= {*self.content_types, *UNTYPED}", "if False"),
     ),
-    mutant(32, "no-unknown-type", (UPLOADS, '{"", OCTET_STREAM}', '{""}')),
+    mutant(32, "no-unknown-type", (REQUESTS, '{"", OCTET_STREAM}', '{""}')),
     mutant(33, "other-status", (LIMITS, "return 422, {", "return 400, {")),
-    mutant(33, "missing-file-not-told", (UPLOADS, "missing=not files", "missing=False")),
+    mutant(33, "missing-file-not-told", (REQUESTS, "missing=not files", "missing=False")),
     mutant(34, "main-memory-not-known", (LIMITS, "isinstance(error, MemoryError)", "False")),
     mutant(
         34,
@@ -267,14 +295,22 @@ MUTANTS = [
             'guard(app, max_bytes=MAX_UPLOAD_BYTES)\n\n\n@app.get("/health")',
         ),
     ),
-    mutant(36, "pynvml-at-the-top", (GPU, "import logging", "import logging\nimport pynvml")),
     mutant(
-        36, "no-reason", (GPU, 'reason="The package nvidia-ml-py is not installed."', "reason=None")
+        36, "pynvml-at-the-top", (GPU, "import logging", "import logging\nimport pynvml"), **HAS_GPU
     ),
     mutant(
-        37, "lower-threshold-first", (GPU, "celsius > CRITICAL_CELSIUS", "celsius > HIGH_CELSIUS")
+        36,
+        "no-reason",
+        (GPU, 'reason="The package nvidia-ml-py is not installed."', "reason=None"),
+        **HAS_GPU,
     ),
-    mutant(37, "no-warning", (GPU, "elif celsius > HIGH_CELSIUS", "elif celsius > 90")),
+    mutant(
+        37,
+        "lower-threshold-first",
+        (GPU, "celsius > CRITICAL_CELSIUS", "celsius > HIGH_CELSIUS"),
+        **HAS_GPU,
+    ),
+    mutant(37, "no-warning", (GPU, "elif celsius > HIGH_CELSIUS", "elif celsius > 90"), **HAS_GPU),
     mutant(
         47,
         "closed-until-loaded",
@@ -305,12 +341,14 @@ MUTANTS = [
         (LIMITS, "isinstance(error, ClientDisconnect)", "isinstance(error, KeyError)"),
     ),
     mutant(
-        52, "no-raw-body", (UPLOADS, "files = [body] if body or content_type else []", "files = []")
+        52,
+        "no-raw-body",
+        (REQUESTS, "files = [body] if body or content_type else []", "files = []"),
     ),
     mutant(
         52,
         "query-not-read",
-        (UPLOADS, "self._fields(request.query_params.multi_items())", "{}"),
+        (REQUESTS, "self._fields(request.query_params.multi_items())", "{}"),
         input_kind="image-params",
     ),
     mutant(53, "no-version", (MAIN, "ML Microservice Spec ", "ML Microservice Spec, version ")),
@@ -321,7 +359,11 @@ MUTANTS = [
     mutant(
         55,
         "requests-refused",
-        (WORKER, "return len(self._waiting) >=", "return self._draining or len(self._waiting) >="),
+        (
+            WORKER,
+            "return len(self._waiting) >= self.bounds.max_q",
+            "return self._draining or len(self._waiting) >= self.bounds.max_q",
+        ),
     ),
     mutant(
         55, "signals-ignored", (SERVER, "        if self.should_exit:\n", "        if False:\n")
@@ -334,7 +376,7 @@ MUTANTS = [
     mutant(57, "frameworks-not-told", (THREADS, "os.environ.setdefault(", "print(")),
     mutant(57, "setting-not-read", (THREADS, '("NUM_THREADS", "OMP_NUM_THREADS")', "()")),
     mutant(57, "not-logged", (MAIN, 'logger.info("Threads:', 'logger.debug("Threads:')),
-    mutant(58, "any-path-is-a-label", (METRICS, "else OTHER", "else path")),
+    mutant(58, "any-path-is-a-label", (METRICS, "in paths else OTHER", "in paths else path")),
     mutant(58, "worker-not-observed", (METRICS, '"model_queue_depth"', '"model_queue"')),
     mutant(58, "requests-not-counted", (OBSERVABILITY, "self.metrics.requested", "print")),
     mutant(59, "not-returned", (OBSERVABILITY, '(b"x-request-id", own', '(b"x-id", own')),
@@ -365,11 +407,11 @@ MUTANTS = [
         (WORKER, "                if call.is_left:\n                    break\n", ""),
         **STREAMS,
     ),
-    mutant(61, "no-end", ("streaming.py", '            yield event("{}", "end")\n', ""), **STREAMS),
+    mutant(61, "no-end", (STREAMING, '            yield event("{}", "end")\n', ""), **STREAMS),
     mutant(
         61,
         "failure-ends-the-connection",
-        ("streaming.py", "except Exception as error:", "except OSError as error:"),
+        (STREAMING, "except Exception as error:", "except OSError as error:"),
         **STREAMS,
     ),
     mutant(
@@ -500,82 +542,82 @@ MUTANTS = [
         65,
         "handlers-not-taken",
         (SAGEMAKER, "    sagemaker.register_sagemaker_overrides()\n", ""),
-        contracts=["sagemaker"],
+        **SPEAKS_SAGEMAKER,
     ),
     mutant(
         65,
         "busy-is-replaced",
         (SAGEMAKER, "with suppress(Busy):", "with suppress(KeyError):"),
-        contracts=["sagemaker"],
+        **SPEAKS_SAGEMAKER,
     ),
     mutant(
         65,
         "no-json",
         (SAGEMAKER, '== "application/json"', '== "never"'),
-        contracts=["sagemaker"],
+        **SPEAKS_SAGEMAKER,
     ),
     mutant(
         65,
         "broken-script-in-a-traceback",
         (SAGEMAKER, "        sys.exit(1)\n", "        raise\n"),
-        contracts=["sagemaker"],
+        **SPEAKS_SAGEMAKER,
     ),
     mutant(
         66,
         "ready-at-once",
-        (FORWARDER, "        core.worker.check()\n", ""),
-        **MODEL_ENGINE,
+        (MODEL_ENGINE, "        core.worker.check()\n", ""),
+        **SPEAKS_MODEL_ENGINE,
     ),
     mutant(
         66,
         "args-not-unwrapped",
-        (FORWARDER, "if self.wraps and", "if False and"),
-        **MODEL_ENGINE,
+        (MODEL_ENGINE, "if self.wraps and", "if False and"),
+        **SPEAKS_MODEL_ENGINE,
     ),
     mutant(
         66,
         "args-only",
-        (FORWARDER, 'and "args" in document', ""),
-        (FORWARDER, 'document["args"]', 'document.get("args")'),
-        **MODEL_ENGINE,
+        (MODEL_ENGINE, 'and "args" in document', ""),
+        (MODEL_ENGINE, 'document["args"]', 'document.get("args")'),
+        **SPEAKS_MODEL_ENGINE,
     ),
     mutant(
         66,
         "full-is-not-ready",
         (LIMITS, "status = 429", "status = 503"),
         (MAIN, '"/predict": 429', '"/predict": 503'),
-        **MODEL_ENGINE,
+        **SPEAKS_MODEL_ENGINE,
     ),
     mutant(
         66,
         "body-read-first",
-        (FORWARDER, "        core.worker.admit()\n", ""),
+        (MODEL_ENGINE, "        core.worker.admit()\n", ""),
         (SERVER, "if not self.worker.is_full or", "if True or"),
-        **MODEL_ENGINE,
+        **SPEAKS_MODEL_ENGINE,
     ),
     mutant(
         66,
         "in-tatters-is-unforeseen",
-        (FORWARDER, "except ValueError as error:", "except OSError as error:"),
-        **MODEL_ENGINE,
+        (MODEL_ENGINE, "except ValueError as error:", "except OSError as error:"),
+        **SPEAKS_MODEL_ENGINE,
     ),
     mutant(
         66,
         "any-type",
-        (FORWARDER, 'if content_type != "application/json" and', "if False and"),
-        **MODEL_ENGINE,
+        (MODEL_ENGINE, 'if content_type != "application/json" and', "if False and"),
+        **SPEAKS_MODEL_ENGINE,
     ),
     mutant(
         66,
         "answer-is-text",
-        (FORWARDER, 'media_type="application/json"', 'media_type="text/plain"'),
-        **MODEL_ENGINE,
+        (MODEL_ENGINE, 'media_type="application/json"', 'media_type="text/plain"'),
+        **SPEAKS_MODEL_ENGINE,
     ),
     mutant(
         66,
         "answer-in-one-piece",
-        (FORWARDER, "if core.streams:", "if not core.streams:"),
-        **MODEL_ENGINE,
+        (MODEL_ENGINE, "if core.streams:", "if not core.streams:"),
+        **SPEAKS_MODEL_ENGINE,
         **STREAMS,
     ),
     mutant(67, "body-lost-in-silence", (SERVER, "NoUpgrades(app)", "app")),
