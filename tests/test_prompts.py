@@ -323,6 +323,23 @@ def test_paths_suit_windows() -> None:
     assert len({path.lower() for path in paths}) == len(paths)
 
 
+def test_files_have_plain_names() -> None:
+    """No file has a condition for a name: the table says which answer brings which."""
+    files = files_in(ROOT / "template")
+    assert not [name for name in files if re.search(r"[{}%]", name)]
+    rows = re.findall(r"^(\S+): \{\{", questionnaire()["optional_files"]["default"], re.MULTILINE)
+    assert len(rows) > 20
+    for row in rows:
+        found = [name for name in files if name.removesuffix(".jinja") == row]
+        assert found or (ROOT / "template" / row).is_dir(), row
+
+
+def test_modules_at_the_root(tmp_path: Path) -> None:
+    """Side by side stand the owner's module, the app and the device; all else is in folders."""
+    project = render(tmp_path, {})
+    assert {file.name for file in project.glob("*.py")} == {"main.py", "inference.py", "device.py"}
+
+
 def test_every_question_has_help() -> None:
     """Each question says what it asks, and has an answer ready."""
     for name, question in questions().items():
