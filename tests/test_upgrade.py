@@ -18,6 +18,7 @@ import pytest
 
 from live import Live, wait_for
 from slow import ask, calls, document, fill, slow_service, started
+from updating import change
 
 PATIENCE_SECONDS = 30
 wait = partial(wait_for, seconds=PATIENCE_SECONDS)
@@ -63,10 +64,33 @@ public class Ask {
 """
 
 
+# A route of the owner's that answers for longer than a body may take.
+LONG_ANSWER = """
+from starlette.responses import StreamingResponse
+
+
+@app.post("/long")
+async def long_answer(request: Request) -> Response:
+    await request.body()
+
+    async def parts() -> AsyncIterator[str]:
+        for number in range(5):
+            await asyncio.sleep(0.5)
+            yield str(number)
+
+    return StreamingResponse(parts())
+
+
+def serve() -> None:"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a rendered service that takes as long as a request says."""
-    return slow_service(tmp_path_factory.mktemp("upgrade") / "service", contracts=["oip"])
+    project = slow_service(tmp_path_factory.mktemp("upgrade") / "service", contracts=["oip"])
+    change(project / "main.py", "\ndef serve() -> None:", LONG_ANSWER)
+    change(project / "main.py", "import gc\n", "import asyncio\nimport gc\n")
+    return project
 
 
 @pytest.fixture(scope="module", params=PARSERS)
@@ -270,6 +294,8 @@ def test_slow_body(folder: Path, parser: str, tmp_path: Path, body: bytes) -> No
         assert b"\r\nconnection: close" in start
         assert json.loads(answer) == {"detail": "The request took too long to arrive."}
         assert ask(service.url, 2.5).status_code == 200
+        long = httpx.post(f"{service.url}/long", content=b"a", timeout=PATIENCE_SECONDS)
+        assert (long.status_code, long.text) == (200, "01234")
 
 
 def test_large_head(service: Live) -> None:
