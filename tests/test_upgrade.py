@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from live import Live, wait_for
-from slow import ask, calls, document, fill, slow_service, started
+from slow_service import ask, calls, document, fill, slow_service, started
 from updating import change
 
 PATIENCE_SECONDS = 30
@@ -87,7 +87,11 @@ def serve() -> None:"""
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a rendered service that takes as long as a request says."""
-    project = slow_service(tmp_path_factory.mktemp("upgrade") / "service", contracts=["oip"])
+    project = slow_service(
+        tmp_path_factory.mktemp("upgrade") / "service",
+        contracts=["oip"],
+        features=["observability", "replicas"],
+    )
     change(project / "main.py", "\ndef serve() -> None:", LONG_ANSWER)
     change(project / "main.py", "import gc\n", "import asyncio\nimport gc\n")
     return project
@@ -215,14 +219,17 @@ def test_open_inference_protocol(service: Live, parser: str) -> None:
 
 
 @pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
-def test_without_a_body(service: Live, offer: bytes) -> None:
-    """Where no body can be lost, the offer is passed over, and the connection goes on."""
+def test_without_a_body(service: Live, parser: str, offer: bytes) -> None:
+    """Where no body can be lost, the offer is passed over; httptools would lose what comes next.
+
+    So there the answer ends the connection, and the client knows that it has to ask again.
+    """
     get = b"GET /health HTTP/1.1\r\nHost: a\r\n" + offer + b"\r\n"
     with service.connect(PATIENCE_SECONDS) as connection:
         send(connection, get, get, head("POST /infer", offer, 0), LAST)
         found = answers(connection)
-    assert [answer[0] for answer in found] == [200, 200, 400, 404]
-    assert found[2][2] == b'{"detail":"Empty upload."}'
+    statuses = [answer[0] for answer in found]
+    assert statuses == ([200] if parser == "httptools" else [200, 200, 400, 404])
 
 
 @pytest.mark.parametrize(
