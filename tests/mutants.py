@@ -252,11 +252,11 @@ MUTANTS = [
     mutant(
         34,
         "messages-not-read",
-        (LIMITS, 'for text in ("out of memory", "failed to allocate")', "for text in ()"),
+        (LIMITS, "for text in texts", "for text in ()"),
     ),
-    mutant(
-        34, "no-time-to-retry", (LIMITS, '"GPU out of memory.", 5', '"GPU out of memory.", None')
-    ),
+    mutant(34, "no-time-to-retry", (LIMITS, '"Out of memory.", 5', '"Out of memory.", None')),
+    mutant(34, "gpu-not-named", (WORKER, "GpuOutOfMemory() if is_gpu else ", "")),
+    mutant(34, "gpu-named-on-the-cpu", (WORKER, 'get_device() != "cpu" and ', "")),
     mutant(35, "raw-500", (LIMITS, "    app.add_middleware(CatchAll)\n", "")),
     mutant(
         35,

@@ -145,7 +145,7 @@ for state in json.load(sys.stdin):
     log = StringIO()
     logging.basicConfig(stream=log, level="INFO", format="%(levelname)s %(message)s", force=True)
     try:
-        chosen = device.get_device()
+        chosen = device.get_device.__wrapped__()  # each time, not once
     except device.CannotLoad as error:
         chosen = str(error)
     answers.append([chosen, log.getvalue()])

@@ -68,6 +68,7 @@ def test_a_crash_is_survived(
         responses = [response.result() for response in sent]
         assert [response.status_code for response in responses] == [200, status, 200, 200]
         assert ("Retry-After" in responses[1].headers) == (status == 503)
+        assert (responses[1].json()["detail"] == "Out of memory.") == (status == 503)
         assert calls(project) == [[0], [1], [2], [3]]
         assert logged in service.log
         assert service.client.get("/ready").status_code == 200

@@ -119,7 +119,7 @@ def test_refusals(service: Live) -> None:
     assert broken["words"].split()[-1].strip(".") in service.log
     assert "BadInput" not in service.log
     memory = infer(message(orders="raise MemoryError"))
-    assert memory == {"code": "UNAVAILABLE", "words": "GPU out of memory."}
+    assert memory == {"code": "UNAVAILABLE", "words": "Out of memory."}
 
 
 @pytest.mark.parametrize("service", [{"INFER_TIMEOUT_SECONDS": "1"}], indirect=True)

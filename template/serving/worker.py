@@ -24,10 +24,12 @@ from typing import Any, Generic, TypeVar
 
 from starlette.requests import ClientDisconnect
 
+from device import get_device
 from serving.limits import (
     Busy,
     CannotLoad,
     DeadlineExceeded,
+    GpuOutOfMemory,
     NotReady,
     OutOfMemory,
     TooSlow,
@@ -82,12 +84,13 @@ def attempt(function: Callable[[], T], job: Job[Any] | None = None) -> T | Excep
         if not is_out_of_memory(error):
             return error
         logger.exception("Out of memory")
+        is_gpu = get_device() != "cpu" and not isinstance(error, MemoryError)
     except BaseException as error:  # noqa: BLE001 -- sys.exit in a model must not end the thread
         return RuntimeError(f"The model raised {error!r}")
     # Not before the error is gone: its traceback holds what the call had allocated.
     if torch := sys.modules.get("torch"):
         torch.cuda.empty_cache()
-    return OutOfMemory()
+    return GpuOutOfMemory() if is_gpu else OutOfMemory()
 
 
 def predicted(predict: Predict, inputs: list[Any]) -> list[Any]:

@@ -491,16 +491,26 @@ def test_ms_33_missing_field(service: Service, samples: Samples) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", ["RuntimeError('CUDA out of memory. Tried to allocate 2 GiB')", "MemoryError()"]
+    ("device", "sentence"), [("cuda", "GPU out of memory."), ("cpu", "Out of memory.")]
 )
-def test_ms_34_out_of_memory(model: Service, samples: Samples, error: str) -> None:
+def test_ms_34_out_of_memory(
+    launcher: Launcher, answer: str, samples: Samples, device: str, sentence: str
+) -> None:
     """Running out of memory is 503 with a time to retry, and the next request is served."""
-    model.predict_does(f"raise {error}")
-    response = ask(model, samples.valid)
-    assert (response.status_code, detail(response)) == (503, "GPU out of memory.")
-    assert int(response.headers["Retry-After"]) > 0
-    model.predict_does("")
-    assert ask(model, samples.valid).status_code == 200
+    running = launcher.start_stand_in(answer, DEVICE=device)
+    running.wait_until("/ready", 200)
+    for error, expected in {
+        "RuntimeError('CUDA out of memory. Tried to allocate 2 GiB')": sentence,
+        "RuntimeError('Failed to allocate a buffer of 2 GiB')": sentence,
+        "RuntimeError('The allocator cannot allocate memory')": sentence,
+        "MemoryError()": "Out of memory.",
+    }.items():
+        running.predict_does(f"raise {error}")
+        response = ask(running, samples.valid)
+        assert (response.status_code, detail(response)) == (503, expected)
+        assert int(response.headers["Retry-After"]) > 0
+    running.predict_does("")
+    assert ask(running, samples.valid).status_code == 200
 
 
 @pytest.mark.parametrize(
