@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ MODEL_NAME = "counter"
 class Params(BaseModel):
     values: list[float] = []
     counts: list[int] = []
+    name: str = ""
     names: list[str] = []
     matrix: list[list[float]] = []
     few: list[float] = Field(default=[], max_length=10)
@@ -141,9 +143,17 @@ def listed(name: str, datatype: str, shape: list[int], element: str, count: int)
     return {"content": text.replace('"data": []', f'"data": [{data}]').encode()}
 
 
-MOST = 20 * MB // 16
+def no_text() -> dict[str, Any]:
+    """Return a request with a text that is none."""
+    binary_request = zeros("name", "BYTES", [1])
+    content = binary_request["content"][:-FULL] + struct.pack("<I", FULL - 4) + b"\xff" * (FULL - 4)
+    return binary_request | {"content": content}
+
+
+MOST = 20 * MB // 32
+SOME = MOST - 100  # beside the commas of the request itself
 WORDS = f"elements are too many, send {MOST} at most"
-COMMAS = f"JSON may have {MOST} commas and opening brackets at most"
+COMMAS = f"JSON may have {MOST} commas and {MOST // 4} opening brackets at most"
 HALF, EIGHTH, FOURTH = FULL // 2, FULL // 8, FULL // 4
 REQUESTS: dict[str, tuple[dict[str, Any], int, str]] = {
     "halves": (zeros("values", "FP16", [HALF], HALF * 2), 413, WORDS),
@@ -152,15 +162,17 @@ REQUESTS: dict[str, tuple[dict[str, Any], int, str]] = {
     "matrix": (zeros("matrix", "FP16", [HALF, 1], HALF * 2), 413, WORDS),
     "empty texts": (zeros("names", "BYTES", [FOURTH], FOURTH * 4), 413, WORDS),
     "more texts": (zeros("names", "BYTES", [5], FOURTH * 4), 400, "more than 5 elements"),
+    "rows": (zeros("matrix", "FP16", [MOST, 1], MOST * 2), 413, "rows are too many"),
+    "no text": (no_text(), 400, "an element is no UTF-8"),
     "as many": (zeros("values", "FP16", [MOST], MOST * 2), 200, ""),
     "as many doubles": (zeros("values", "FP64", [MOST], MOST * 8), 200, ""),
-    "as many rows": (zeros("matrix", "FP16", [MOST, 1], MOST * 2), 200, ""),
+    "as many rows": (zeros("matrix", "FP16", [MOST // 4, 4], MOST * 2), 200, ""),
     "as many texts": (zeros("names", "BYTES", [MOST], MOST * 4), 200, ""),
-    "a list": (listed("values", "FP64", [HALF - 100], "0", HALF - 100), 413, WORDS),
-    "a list of integers": (listed("counts", "INT64", [FOURTH], "-99", FOURTH), 413, WORDS),
-    "a long list": (listed("values", "FP64", [MOST], "0.123456789012", MOST), 200, ""),
-    "a list of texts": (listed("names", "BYTES", [MOST], '"abcdef"', MOST), 200, ""),
-    "lists": (listed("matrix", "FP64", [FOURTH, 0], "[]", FOURTH), 413, "opening brackets"),
+    "a list": (listed("values", "FP64", [HALF - 100], "0", HALF - 100), 413, COMMAS),
+    "a list of integers": (listed("counts", "INT64", [FOURTH], "-99", FOURTH), 413, COMMAS),
+    "a long list": (listed("values", "FP64", [SOME], "0.123456789012", SOME), 200, ""),
+    "a list of texts": (listed("names", "BYTES", [SOME], '"abcdef"', SOME), 200, ""),
+    "lists": (listed("matrix", "FP64", [FOURTH, 0], "[]", FOURTH), 413, COMMAS),
     "a lie": (zeros("values", "FP64", [10**9], 8), 400, "does not fit the 1 elements"),
     "a lie of texts": (zeros("names", "BYTES", [10**9], 8), 400, "does not fit the 8 bytes"),
     "over its maximum": (zeros("few", "FP16", [MOST], MOST * 2), 400, "few: List should have"),
@@ -170,7 +182,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], int, str]] = {
         COMMAS,
     ),
     "many small inputs": (
-        {"content": b'{"inputs":[%s{}]}' % (b'{"name":"a","shape":[1],"datatype":"BOOL"},' * 250_000)},
+        {"content": b'{"inputs":[%s{}]}' % (b'{"name":"a","shape":[1],"datatype":"BOOL"},' * 80_000)},
         400,
         "at most 1000 items",
     ),

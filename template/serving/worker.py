@@ -339,6 +339,8 @@ class Worker:
         except asyncio.CancelledError:
             self._withdraw(call)
             raise
+        finally:
+            del call  # else an error and its traceback would hold each other, and the request
         return answer
 
     async def stream(

@@ -77,7 +77,7 @@ class Tensor:
             flat = self._flat_list()
             self._check_fit(len(flat))
         elif self.datatype == "BYTES":
-            if self.count * LENGTH.size > len(self.binary):
+            if (self.count - 1) * LENGTH.size > len(self.binary):
                 raise self._misfit(f"{len(self.binary)} bytes")
         else:
             self._check_fit(len(self._from_binary(self.binary)))
@@ -280,8 +280,11 @@ class Column:
             message = f"List should have at most {self.max_items} items after validation"
             item = {"type": "too_long", "loc": ("body", self.name)}
             raise RequestValidationError([item | {"msg": f"{message}, not {shape[0]}"}])
-        if self.is_json and count_nodes(tensor.binary or b"") > most:
-            raise TooLarge(f"Tensor {tensor.name!r}: {too_many_nodes(most)}")
+        if math.prod(shape[:-1]) > most // 4:
+            words = f"{math.prod(shape[:-1])} rows are too many, send {most // 4} at most"
+            raise TooLarge(f"Tensor {tensor.name!r}: {words}.")
+        if self.is_json:
+            check_json(tensor.binary or b"", most)
         return tensor
 
     def take(self, tensor: Tensor) -> Any:
@@ -348,14 +351,11 @@ def describe_column(
     return Column(name, "BYTES", depth, is_json=True, in_rows=in_rows)
 
 
-def count_nodes(text: bytes) -> int:
-    """Return how many values JSON may have: its commas and its opening brackets."""
-    return sum(map(text.count, (b",", b"[", b"{")))
-
-
-def too_many_nodes(most: int) -> str:
-    """Return what to say of JSON that has more."""
-    return f"JSON may have {most} commas and opening brackets at most."
+def check_json(text: bytes, most: int) -> None:
+    """Raise TooLarge for JSON of more values than these, or of many lists: those take more."""
+    if text.count(b",") > most or text.count(b"[") + text.count(b"{") > most // 4:
+        words = f"{most} commas and {most // 4} opening brackets"
+        raise TooLarge(f"JSON may have {words} at most; send tensors in binary.")
 
 
 def flatten(value: Any, depth: int) -> tuple[list[int], list[Any]]:
