@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from obedient import calls, make, post, queue_behind, running
+from scripted_model import calls, make, post, queue_behind, running
 from updating import change
 
 KEY = """\

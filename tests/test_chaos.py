@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from live import Live, wait_for
-from slow import ask, calls, slow_service, started
+from slow_service import ask, calls, slow_service, started
 
 TIMEOUT_SECONDS = 1
 MAX_CONNECTIONS = 20

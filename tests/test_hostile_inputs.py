@@ -23,8 +23,8 @@ import pytest
 from PIL import Image
 
 from environments import run
-from hostile import MAKE_MEDIA, Hostile, corpus, pictures
 from live import live
+from malformed import MAKE_MEDIA, Malformed, corpus, pictures
 from rendering import render
 from updating import python
 from variants import choices, table
@@ -667,7 +667,7 @@ def test_corpus(service: Service, media: Path) -> None:
         assert service.upload(content).status_code == 200
     before = service.megabytes("VmRSS")
 
-    def send(share: list[Hostile]) -> list[str]:
+    def send(share: list[Malformed]) -> list[str]:
         unexpected = []
         with httpx.Client(base_url=service.client.base_url, timeout=60) as client:
             for number, file in enumerate(share):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from live import Live, is_alive, wait_for
-from obedient import WAIT_SECONDS, calls, make, post, queue_behind, running
+from scripted_model import WAIT_SECONDS, calls, make, post, queue_behind, running
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ import pytest
 
 from live import Live, live, wait_for
 from rendering import render
-from slow import ask, fill, slow_service, started
-from slow import document as slow_document
+from slow_service import ask, fill, slow_service, started
+from slow_service import document as slow_document
 from updating import put_model, python
 from variants import choices, table
 

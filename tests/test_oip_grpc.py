@@ -13,7 +13,7 @@ import pytest
 
 from clients import driver
 from live import Live, live, wait_for
-from obedient import HANG, calls, make, post, queue_behind, running
+from scripted_model import HANG, calls, make, post, queue_behind, running
 from updating import python
 
 pytestmark = pytest.mark.xdist_group("open-inference")

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from live import Live, wait_for
-from slow import ask, document, fill, slow_service, started
+from slow_service import ask, document, fill, slow_service, started
 
 MAX_QUEUE_SIZE = 4
 CALL_SECONDS = 0.05

@@ -16,7 +16,7 @@ from environments import run, tool
 from live import Live, live, wait_for
 from proxies import free_port
 from rendering import render
-from slow import ask, calls, document, slow_service, started
+from slow_service import ask, calls, document, slow_service, started
 from updating import put_model, python
 
 # The guides' examples, with today's names for what has another one.

@@ -16,7 +16,7 @@ import pytest
 
 from live import Live, live, wait_for
 from proxies import haproxy, small_proxy
-from slow import ask, calls, document, slow_service, started
+from slow_service import ask, calls, document, slow_service, started
 from updating import python
 
 PATIENCE_SECONDS = 30

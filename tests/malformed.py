@@ -51,7 +51,7 @@ for suffix, codec in CLIPS.items():
 
 
 @dataclass(frozen=True)
-class Hostile:
+class Malformed:
     """A body, what it is sent as, and where it comes from."""
 
     name: str
@@ -59,7 +59,7 @@ class Hostile:
     content_type: str = "application/octet-stream"
 
 
-def mutations(name: str, whole: bytes, count: int, seed: int) -> Iterator[Hostile]:
+def mutations(name: str, whole: bytes, count: int, seed: int) -> Iterator[Malformed]:
     """Yield so many files that are damaged in the ways that break parsers."""
     chance = random.Random(seed)  # noqa: S311 -- the same damage in each run
 
@@ -87,7 +87,7 @@ def mutations(name: str, whole: bytes, count: int, seed: int) -> Iterator[Hostil
         else:
             del damaged[somewhere(head=False) : somewhere(head=False)]
             damaged += chance.randbytes(chance.choice([0, 100]))
-        yield Hostile(f"{name}-{number}", bytes(damaged))
+        yield Malformed(f"{name}-{number}", bytes(damaged))
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -185,17 +185,17 @@ def containers() -> dict[str, bytes]:
     }
 
 
-def documents(valid: bytes) -> Iterator[Hostile]:
+def documents(valid: bytes) -> Iterator[Malformed]:
     """Yield documents that are no JSON, or no valid document, or of odd values."""
     kind = "application/json"
     for mutation in mutations("json", valid, 400, seed=5):
-        yield Hostile(mutation.name, mutation.content, kind)
+        yield Malformed(mutation.name, mutation.content, kind)
     number = 0
 
-    def made(content: bytes) -> Hostile:
+    def made(content: bytes) -> Malformed:
         nonlocal number
         number += 1
-        return Hostile(f"document-{number}", content, kind)
+        return Malformed(f"document-{number}", content, kind)
 
     for depth in (10, 100, 127, 128, 129, 200, 1_000, 10_000, 300_000):
         for left, right in ((b"[", b"]"), (b'{"values":', b"}"), (b'{"a":[', b"]}")):
@@ -221,7 +221,7 @@ def documents(valid: bytes) -> Iterator[Hostile]:
         yield made(b'{"values": "' + b"\\u00e9" * amount + b'"}')
 
 
-def forms(field: str, file: bytes, params: dict[str, str]) -> Iterator[Hostile]:
+def forms(field: str, file: bytes, params: dict[str, str]) -> Iterator[Malformed]:
     """Yield multipart forms whose frame is broken, around a valid file."""
     head = f'--x\r\nContent-Disposition: form-data; name="{field}"; filename="a"\r\n\r\n'.encode()
     whole = head + b"%s\r\n"
@@ -233,11 +233,11 @@ def forms(field: str, file: bytes, params: dict[str, str]) -> Iterator[Hostile]:
             number % 5 if number % 4 == 3 else 0
         ]
         content_type = f"multipart/form-data; boundary={boundary}"
-        yield Hostile(mutation.name, mutation.content.replace(b"%s", file), content_type)
+        yield Malformed(mutation.name, mutation.content.replace(b"%s", file), content_type)
 
 
 def corpus(media: str, field: str, params: dict[str, str], bases: dict[str, bytes],
-           valid: bytes) -> list[Hostile]:  # fmt: skip
+           valid: bytes) -> list[Malformed]:  # fmt: skip
     """Return all the requests for an input kind."""
     if media == "json":
         return list(documents(valid))
@@ -248,5 +248,5 @@ def corpus(media: str, field: str, params: dict[str, str], bases: dict[str, byte
         for mutation in mutations(name, whole, share, seed)
     ]
     bombs = picture_bombs() if media == "image" else pictures()
-    found += [Hostile(name, content) for name, content in {**bombs, **containers()}.items()]
+    found += [Malformed(name, content) for name, content in {**bombs, **containers()}.items()]
     return found + list(forms(field, valid, params))

@@ -1,4 +1,4 @@
-"""A service whose model takes as long as a request says, for tests of what time does to it."""
+"""A service whose model takes as long as a request says."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +10,7 @@ import httpx
 
 from live import Live, live, wait_for
 from rendering import render
-from updating import python
+from updating import change, python
 
 PREDICT = '        """Return the next value of each series."""\n'
 SLOW = """        for item in inputs:
@@ -27,10 +27,8 @@ def slow_service(folder: Path, **answers: Any) -> Path:
     """
     answers = {"model_type": "custom", "input_kind": "json", "accelerator": "cpu"} | answers
     render(folder, answers)
-    main = folder / "main.py"
-    text = main.read_text(encoding="utf-8")
-    assert PREDICT in text
-    main.write_text(text.replace(PREDICT, PREDICT + SLOW), encoding="utf-8")
+    change(folder / "inference.py", "import os\n", "import os\nimport time\n")
+    change(folder / "inference.py", PREDICT, PREDICT + SLOW)
     return folder
 
 

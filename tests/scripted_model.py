@@ -1,4 +1,4 @@
-"""A live service whose model does what a request says, to itself included."""
+"""A live service whose model runs the script that comes with a request."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,11 +11,19 @@ import httpx
 
 from live import Live, live, wait_for
 from rendering import render
-from updating import put_seam, python
+from updating import put_model, python
 
 # Inputs of one call leave their numbers on one line of the file `calls`.
-SEAM = '''
-MODEL_NAME = os.getenv("MODEL_NAME", "obedient")
+MODEL = '''"""Runs what a request says."""
+
+import os
+import time
+
+from pydantic import BaseModel
+
+from serving import Input
+
+MODEL_NAME = os.getenv("MODEL_NAME", "scripted")
 
 
 class Params(BaseModel):
@@ -37,7 +45,7 @@ EXAMPLE: dict[str, object] = {}
 
 
 class Model:
-    """Does what it is told."""
+    """Runs the script of each request."""
 
     def __init__(self, device: str) -> None:
         """Load, unless the file `unloadable` is there."""
@@ -45,7 +53,7 @@ class Model:
             raise ValueError("no such weights")
 
     def predict(self, inputs: list[Input[Params]]) -> list[Output]:
-        """Obey each."""
+        """Run the script of each."""
         with open("calls", "a") as calls:
             print(*(item.params.number for item in inputs), file=calls)
         for item in inputs:
@@ -54,8 +62,6 @@ class Model:
             Output(number=item.params.number, pid=os.getpid(), together=len(inputs))
             for item in inputs
         ]
-
-
 '''
 # The file is there as long as the call has to take.
 HANG = "while os.path.exists('hang'): time.sleep(0.02)"
@@ -64,9 +70,8 @@ WAIT_SECONDS = 60
 
 def make(folder: Path, **answers: Any) -> Path:
     """Render the service."""
-    axes = {"model_type": "custom", "input_kind": "json", "gpu_monitoring": False}
-    project = render(folder, axes | answers)
-    put_seam(project, SEAM)
+    project = render(folder, {"model_type": "custom", "input_kind": "json"} | answers)
+    put_model(project, MODEL)
     return project
 
 
