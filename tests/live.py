@@ -78,7 +78,7 @@ def live(
         grpc_port = env.setdefault("GRPC_PORT", held.enter_context(held_port()))
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [python, script],
+                [python, *script.split()],
                 cwd=folder,
                 env=os.environ | env,
                 stdout=output,

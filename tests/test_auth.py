@@ -24,7 +24,7 @@ from live import Live, live, wait_for
 from proxies import free_port
 from rendering import render
 from test_openapi import export, validate
-from updating import python
+from updating import add_to_main, change, python
 
 KEY = "a-key-that-must-not-be-logged"
 AUDIENCE = "my-model-server"
@@ -43,9 +43,7 @@ async def talk(websocket: WebSocket) -> None:
     """Answer once."""
     await websocket.accept()
     await websocket.close()
-
-
-def serve()'''
+'''
 # Not the library that the services use.
 ISSUER = ["joserfc>=1.4,<2"]
 SIGN = """
@@ -156,10 +154,8 @@ def ask(service: Live, credentials: str | None, **options: Any) -> httpx.Respons
 def by_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a service that asks for a key, with routes of its owner's own."""
     project = make(tmp_path_factory.mktemp("by-key") / "service", "api-key")
-    main = project / "main.py"
-    text = main.read_text("utf-8").replace("\n\ndef serve()", OWN)
-    text = text.replace("import FastAPI, Request", "import FastAPI, Request, WebSocket")
-    main.write_text(text, encoding="utf-8")
+    add_to_main(project, OWN)
+    change(project / "main.py", "import FastAPI, Request", "import FastAPI, Request, WebSocket")
     return project
 
 
@@ -328,7 +324,7 @@ def test_key_is_not_logged(by_key: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("auth", ["api-key", "jwt"])
 def test_documents(auth: str, tmp_path: Path) -> None:
     """The documents are written without a key, are valid, and say where one is needed."""
-    project = make(tmp_path / "service", auth)
+    project = make(tmp_path / "service", auth, features=["openapi-export"])
     documents = export(project, tmp_path / "documents")
     validate(documents)
     for document in (documents["openapi.json"], documents["openapi-3.0.json"]):
@@ -408,8 +404,8 @@ def start(project: Path, env: dict[str, str], *command: str) -> subprocess.Compl
 @pytest.fixture(scope="module")
 def by_token(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a service that asks for a token, and has less patience than others with its issuer."""
-    project = make(tmp_path_factory.mktemp("by-token") / "service", "jwt", observability=False)
-    file = project / "auth.py"
+    project = make(tmp_path_factory.mktemp("by-token") / "service", "jwt", features=[])
+    file = project / "serving" / "auth.py"
     text = file.read_text("utf-8")
     for name, usual, seconds in (("RETRY", 5, 0.5), ("FRESH", 300, 1), ("STALE", 3600, 6)):
         assert f"\n{name}_SECONDS = {usual}\n" in text

@@ -17,13 +17,13 @@ KEY = """\
 FAIL = "raise ValueError(item.params.number)"
 
 
-@pytest.fixture(scope="module", params=["thread", "process"])
+@pytest.fixture(scope="module", params=[(), ("isolation",)], ids=["thread", "process"])
 def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the rendered service, with the model in either place."""
     folder = tmp_path_factory.mktemp("batching") / "service"
-    project = make(folder, batching=True, isolation=request.param)
+    project = make(folder, features=["batching", *request.param])
     change(
-        project / "main.py",
+        project / "inference.py",
         "    def predict(self",
         KEY + "    def predict(self",
     )

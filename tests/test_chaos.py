@@ -26,11 +26,13 @@ HEAD = b"POST /infer HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 @pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a rendered service that takes as long as a request says."""
-    isolation = getattr(request, "param", "thread")
-    return slow_service(tmp_path_factory.mktemp("chaos") / "service", isolation=isolation)
+    features = ["observability", *getattr(request, "param", ())]
+    return slow_service(tmp_path_factory.mktemp("chaos") / "service", features=features)
 
 
-in_both = pytest.mark.parametrize("folder", ["thread", "process"], indirect=True)
+in_both = pytest.mark.parametrize(
+    "folder", [(), ("isolation",)], ids=["thread", "process"], indirect=True
+)
 
 
 @pytest.fixture(scope="module")

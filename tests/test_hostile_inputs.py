@@ -152,15 +152,18 @@ class Service:
         return kilobytes // 1024
 
 
+Start = Callable[[str, tuple[str, ...]], Service]
+
+
 @pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], Service]]:
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Return a function that starts the service of an input kind and isolation, once."""
     stack = ExitStack()
 
     @cache
-    def start(kind: str, isolation: str) -> Service:
-        answers = {"model_type": "custom", "input_kind": kind, "accelerator": "cpu"}
-        answers["isolation"] = isolation
+    def start(kind: str, isolation: tuple[str, ...]) -> Service:
+        answers: dict[str, Any] = {"model_type": "custom", "input_kind": kind}
+        answers["features"] = ["observability", *isolation]
         folder = render(tmp_path_factory.mktemp("hostile") / kind, answers)
         running = stack.enter_context(live(folder, python(), folder / "log", **LIMITS))
         service = Service(kind, folder, running.process, running.ready())
@@ -172,15 +175,13 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
 
 
 @pytest.fixture
-def isolation() -> str:
-    """Return where the model runs, unless a test says."""
-    return "thread"
+def isolation() -> tuple[str, ...]:
+    """Return the feature for a process of its own, where a test says so."""
+    return ()
 
 
 @pytest.fixture
-def service(
-    kind: str, isolation: str, services: Callable[[str, str], Service]
-) -> Iterator[Service]:
+def service(kind: str, isolation: tuple[str, ...], services: Start) -> Iterator[Service]:
     """Return the service of the kind; whatever a test does to it, it goes on as before.
 
     It keeps its memory, answers /health and the real example, and has logged no error.
@@ -649,7 +650,7 @@ def bases(service: Service, media: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("isolation", ["thread", "process"])
+@pytest.mark.parametrize("isolation", [(), ("isolation",)], ids=["thread", "process"])
 @every(KINDS)
 def test_corpus(service: Service, media: Path) -> None:
     """More than 500 broken files and bombs are refused or answered, and leave no memory behind.

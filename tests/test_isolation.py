@@ -15,7 +15,7 @@ from scripted_model import WAIT_SECONDS, calls, make, post, queue_behind, runnin
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the rendered service."""
-    return make(tmp_path_factory.mktemp("isolation") / "service", isolation="process")
+    return make(tmp_path_factory.mktemp("isolation") / "service", features=["isolation"])
 
 
 def wait(condition: Callable[[], bool], service: Live) -> None:
@@ -132,7 +132,7 @@ def test_a_death_at_the_end(project: Path, tmp_path: Path, *, asks: bool) -> Non
 
 def test_a_crash_in_a_batch_harms_no_other(tmp_path: Path) -> None:
     """The requests of the batch are tried again, each by itself."""
-    project = make(tmp_path / "service", isolation="process", batching=True)
+    project = make(tmp_path / "service", features=["isolation", "batching"])
     with running(project, tmp_path / "log") as service, ThreadPoolExecutor() as pool:
         requests = [(1, ""), (2, "os._exit(1)"), (3, "")]
         sent = queue_behind(pool, service, project, requests)
@@ -143,7 +143,7 @@ def test_a_crash_in_a_batch_harms_no_other(tmp_path: Path) -> None:
 
 def test_a_batch_that_hangs(tmp_path: Path) -> None:
     """Calls that were past their deadline together are not tried again."""
-    project = make(tmp_path / "service", isolation="process", batching=True)
+    project = make(tmp_path / "service", features=["isolation", "batching"])
     env = {"INFER_TIMEOUT_SECONDS": "4"}
     with running(project, tmp_path / "log", **env) as service, ThreadPoolExecutor() as pool:
         sleep = "import time; time.sleep(600)"

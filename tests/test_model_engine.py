@@ -18,7 +18,7 @@ from live import Live, live, wait_for
 from rendering import render
 from slow_service import ask, fill, slow_service, started
 from slow_service import document as slow_document
-from updating import put_seam, python
+from updating import put_model, python
 from variants import choices, table
 
 # What the API server adds to the fields of a request, which are under "args".
@@ -30,7 +30,15 @@ ENVELOPE = {
     "return_pickled": False,
 }
 # A model whose parameters are called as Model Engine's own, and which answers in parts.
-SEAM = '''
+MODEL = '''"""Adds up."""
+
+import os
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+
+from serving import Input
+
 MODEL_NAME = os.getenv("MODEL_NAME", "arguments")
 
 
@@ -68,8 +76,6 @@ class Model:
                 raise ValueError("negative")
             total += number
             yield Output(total=total)
-
-
 '''
 CALL_SECONDS = 0.05
 CLIENTS = 24
@@ -166,10 +172,9 @@ def native(service: Live, kind: str, files: list[bytes], fields: dict[str, Any])
 @pytest.mark.parametrize("kind", choices("input_kind"))
 def test_input_kind(kind: str, tmp_path: Path) -> None:
     """Every kind of input gets the answers of the own route, and its errors, in JSON."""
-    isolation = "process" if kind in ("image-batch", "json") else "thread"
-    project = make_project(
-        tmp_path / "service", input_kind=kind, isolation=isolation, observability=kind != "image"
-    )
+    features = ["isolation"] if kind in ("image-batch", "json") else []
+    features += ["observability"] if kind != "image" else []
+    project = make_project(tmp_path / "service", input_kind=kind, features=features)
     row = table("input_kinds")[kind]
     name = row["field"]
     files = [(project / row["example"]).read_bytes()] if row["example"] else []
@@ -216,8 +221,10 @@ def test_input_kind(kind: str, tmp_path: Path) -> None:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """Run a service whose one field is called "args", and which answers in parts."""
     folder = tmp_path_factory.mktemp("args")
-    project = make_project(folder / "service", input_kind="json")
-    put_seam(project, SEAM)
+    project = make_project(
+        folder / "service", input_kind="json", features=["observability", "streaming"]
+    )
+    put_model(project, MODEL)
     with live(project, python(), folder / "log", MAX_UPLOAD_MB="1") as running:
         Forwarder(running).wait()
         yield running

@@ -18,11 +18,21 @@ import pytest
 from environments import environment, run
 from live import START_SECONDS, Live, live, wait_for
 from rendering import render
-from updating import put_seam
+from updating import put_model
 
 # A model that does as a request says.
-SEAM = '''
-MODEL_NAME = os.getenv("MODEL_NAME", "obedient")
+MODEL = '''"""Does as it is told."""
+
+import logging
+import os
+import time
+
+from pydantic import BaseModel
+
+from serving import Input
+
+MODEL_NAME = os.getenv("MODEL_NAME", "scripted")
+logger = logging.getLogger(__name__)
 
 
 class Params(BaseModel):
@@ -58,8 +68,6 @@ class Model:
             while item.params.hang and not os.path.exists("go"):
                 time.sleep(0.02)
         return [Output(said=item.params.say) for item in inputs]
-
-
 '''
 PARSE = """
 import json, sys
@@ -90,6 +98,7 @@ NO_DRIVER = "import sys\nsys.modules['pynvml'] = None\n"
 SERVE = "import main\nmain.serve()\n"
 
 MIB = 2**20
+FEATURES = ("observability", "gpu")
 
 Start = Callable[..., Live]
 
@@ -102,13 +111,15 @@ def python(*extras: str) -> str:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Return a function that starts the service with an obedient model, and waits until ready."""
+    """Return a function that starts the service with that model, and waits until ready."""
     with ExitStack() as stack:
 
-        def started(*extras: str, before: str = "", observability: bool = True, **env: str) -> Live:
-            answers = {"model_type": "custom", "input_kind": "json", "observability": observability}
+        def started(
+            *extras: str, before: str = "", features: tuple[str, ...] = FEATURES, **env: str
+        ) -> Live:
+            answers = {"model_type": "custom", "input_kind": "json", "features": list(features)}
             project = render(tmp_path / f"service-{len(list(tmp_path.iterdir()))}", answers)
-            put_seam(project, SEAM)
+            put_model(project, MODEL)
             (project / "start.py").write_text(before + SERVE, encoding="utf-8")
             service = live(project, python(*extras), project / "log", script="start.py", **env)
             running = stack.enter_context(service)
@@ -280,7 +291,7 @@ def test_one_line_per_request(start: Start) -> None:
 
 def test_without_observability(start: Start) -> None:
     """Without it there is no /metrics, no id, and the server's own line for each request."""
-    service = start(observability=False, LOG_FORMAT="json")
+    service = start(features=(), LOG_FORMAT="json")
     response = say(service, "mine")
     assert "X-Request-ID" not in response.headers
     assert service.client.get("/metrics").status_code == 404

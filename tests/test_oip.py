@@ -22,7 +22,7 @@ from schemathesis.engine import events, from_schema
 from clients import address_of, check, driver
 from live import Live, live, wait_for
 from rendering import render
-from updating import put_seam, python
+from updating import put_model, python
 from variants import ROOT, choices, table
 
 # One worker has all of them, and so one process for each client.
@@ -33,10 +33,14 @@ INFER = f"{MODEL}/infer"
 HEADER = "Inference-Header-Content-Length"
 
 # A model that answers with what it is given.
-SEAM = """
+MODEL_FILE = """
 import math
 from enum import StrEnum
 from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from serving import Input
 
 MODEL_NAME = "echo"
 
@@ -86,8 +90,6 @@ class Model:
 
     def predict(self, inputs: list[Input[Params]]) -> list[Output]:
         return [Output(**item.params.model_dump()) for item in inputs]
-
-
 """
 # field, datatype, shape, elements
 NUMBERS = [
@@ -138,7 +140,7 @@ def test_clients(kind: str, tmp_path: Path) -> None:
     assert "Traceback" not in service.log
 
 
-@pytest.mark.parametrize("answers", [{"isolation": "process", "batching": True}])
+@pytest.mark.parametrize("answers", [{"features": ["isolation", "batching", "replicas"]}])
 def test_clients_of_others(answers: dict[str, Any], tmp_path: Path) -> None:
     """Likewise where the model has a process of its own, and two servers share the port."""
     project = make(tmp_path / "service", input_kind="image-params", **answers)
@@ -200,7 +202,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """Return a service with fields of all types."""
     folder = tmp_path_factory.mktemp("echo")
     project = make(folder / "service", input_kind="json")
-    put_seam(project, SEAM)
+    put_model(project, MODEL_FILE)
     with started(project, folder / "log", MAX_UPLOAD_MB="1", LOG_LEVEL="WARNING") as service:
         yield service
         assert service.client.get("/ready").status_code == 200
@@ -525,7 +527,7 @@ def test_paths_of_others(tmp_path: Path) -> None:
     project = make(tmp_path / "service", input_kind="json", endpoint="v2-of-it", contracts=["oip"])
     with live(project, python(), tmp_path / "log") as service:
         assert service.ready().post("/v2-of-it", json={}).json()["detail"][0]["type"] == "missing"
-        assert not (project / "oip_grpc.py").exists()
+        assert not (project / "serving" / "contracts" / "oip" / "grpc_server.py").exists()
         service.process.terminate()
         assert service.process.wait(30) == 0
 

@@ -27,7 +27,7 @@ wait = partial(wait_for, seconds=PATIENCE_SECONDS)
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a service whose model does what a request says."""
     folder = tmp_path_factory.mktemp("grpc") / "service"
-    return make(folder, contracts=["oip-grpc"], batching=True)
+    return make(folder, contracts=["oip-grpc"], features=["batching", "replicas"])
 
 
 @pytest.fixture

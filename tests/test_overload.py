@@ -21,10 +21,11 @@ MAX_GROWTH_MB = 50
 REFUSED = re.compile("Requests refused, for the queue was full: ([0-9]+)")
 
 
-@pytest.fixture(scope="module", params=["thread", "process"])
+@pytest.fixture(scope="module", params=[(), ("isolation",)], ids=["thread", "process"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a rendered service that takes as long as a request says."""
-    return slow_service(tmp_path_factory.mktemp("overload") / "service", isolation=request.param)
+    features = ["observability", *request.param]
+    return slow_service(tmp_path_factory.mktemp("overload") / "service", features=features)
 
 
 def resident_mb(service: Live) -> float:

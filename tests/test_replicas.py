@@ -27,7 +27,8 @@ EDITS = [
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Render the lightest service, with these edits."""
-    project = render(tmp_path_factory.mktemp("project"), {"model_type": "custom"})
+    answers = {"model_type": "custom", "features": ["observability", "replicas"]}
+    project = render(tmp_path_factory.mktemp("project"), answers)
     text = (project / "main.py").read_text(encoding="utf-8")
     for old, new in EDITS:
         assert old in text

@@ -17,7 +17,7 @@ from live import Live, live, wait_for
 from proxies import free_port
 from rendering import render
 from slow_service import ask, calls, document, slow_service, started
-from updating import put_seam, python
+from updating import put_model, python
 
 # The guides' examples, with today's names for what has another one.
 DECORATED = """
@@ -156,8 +156,18 @@ class RateLimiter:
             await send(message)
         await self.app(scope, receive, marked)
 """
-SEAM = '''
+MODEL = '''"""Speaks by adapters."""
+
+import logging
+import os
+from threading import current_thread
+
+from pydantic import BaseModel
+
+from serving import BadInput, Input
+
 MODEL_NAME = "adapting"
+logger = logging.getLogger(__name__)
 
 
 class Params(BaseModel):
@@ -189,16 +199,12 @@ class Model:
 
     def load_adapter(self, name: str, source: str) -> None:
         """Take an adapter."""
-        from limits import BadInput
-
         if source == "nowhere":
             raise BadInput(f"There is no adapter in {source}.")
         self.adapters[name] = f"{source} by {self._thread()}"
 
     def unload_adapter(self, name: str) -> None:
         """Drop an adapter."""
-        from limits import BadInput
-
         if self.adapters.pop(name, None) is None:
             raise BadInput(f"There is no adapter {name}.")
 
@@ -211,8 +217,6 @@ class Model:
         return [self._answer(item.params) for item in inputs]
 
     def _answer(self, params: Params) -> Output:
-        from limits import BadInput
-
         if params.adapter and params.adapter not in self.adapters:
             raise BadInput(f"There is no adapter {params.adapter}.")
         if params.session:
@@ -222,11 +226,7 @@ class Model:
         return Output(said=said, turn=turn, thread=self._thread())
 
     def _thread(self) -> str:
-        from threading import current_thread
-
         return f"{os.getpid()}-{current_thread().name}"
-
-
 '''
 SERIES = {"values": [1.0, 2.0, 3.0, 4.0]}
 ADAPTER, SESSION = "X-Amzn-SageMaker-Adapter-Identifier", "X-Amzn-SageMaker-Session-Id"
@@ -244,7 +244,8 @@ def contract(folder: Path, **answers: Any) -> Path:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Render one for tests that leave it as it is."""
-    return contract(tmp_path_factory.mktemp("sagemaker") / "service")
+    features = ["observability", "replicas"]
+    return contract(tmp_path_factory.mktemp("sagemaker") / "service", features=features)
 
 
 @pytest.fixture
@@ -482,7 +483,7 @@ def test_broken_script(
 
 def test_under_load(tmp_path: Path) -> None:
     """/ping answers while the model is busy, the queue full; deadline and clients hold as ever."""
-    project = slow_service(tmp_path / "service", contracts=["sagemaker"], isolation="process")
+    project = slow_service(tmp_path / "service", contracts=["sagemaker"], features=["isolation"])
     with (tmp_path / "model.py").open("w") as script:
         script.write(f"open({str(tmp_path / 'runs')!r}, 'a').write('x')\n{MIDDLEWARE}")
     env = {"SAGEMAKER_MODEL_PATH": str(tmp_path), "MAX_QUEUE_SIZE": "2", "WARMUP": "0"}
@@ -595,14 +596,14 @@ def test_workers(project: Path, scripts: Path, tmp_path: Path) -> None:
                 assert sources(client) == ("decorator", "decorator")
 
 
-@pytest.fixture(scope="module", params=["thread", "process"])
+@pytest.fixture(scope="module", params=[(), ("isolation",)], ids=["thread", "process"])
 def adapting(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Live]:
     """Start a service whose model takes adapters, and has sessions."""
     folder = tmp_path_factory.mktemp("adapting")
-    project = contract(folder / "service", isolation=request.param, batching=True)
-    put_seam(project, SEAM)
+    project = contract(folder / "service", features=["batching", *request.param])
+    put_model(project, MODEL)
     env = {
         "SAGEMAKER_ENABLE_STATEFUL_SESSIONS": "true",
         "SAGEMAKER_SESSIONS_PATH": str(folder / "sessions"),
@@ -679,8 +680,8 @@ def test_sessions(adapting: Live) -> None:
 
 def test_state_and_workers(tmp_path: Path) -> None:
     """Adapters and several processes do not go together, which the start says."""
-    project = contract(tmp_path / "service")
-    put_seam(project, SEAM)
+    project = contract(tmp_path / "service", features=["replicas"])
+    put_model(project, MODEL)
     with live(project, python(), tmp_path / "log", WORKERS="2") as service:
         assert service.process.wait(60) == 1
         [line] = service.log.splitlines()
@@ -694,7 +695,7 @@ def test_fastapi_versions(fastapi: str, project: Path) -> None:
     needs = [*declared["project"]["dependencies"], *declared["dependency-groups"]["dev"], fastapi]
     interpreter = tool("sagemaker", *needs, version="3.12")
     command = [interpreter, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += ["tests/test_sagemaker.py"]
+    command += ["tests/conformance/test_sagemaker.py"]
     result = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
     assert "MS-65  pass" in result.stdout

@@ -23,10 +23,11 @@ PATIENCE_SECONDS = 30
 wait = partial(wait_for, seconds=PATIENCE_SECONDS)
 
 
-@pytest.fixture(scope="module", params=["thread", "process"])
+@pytest.fixture(scope="module", params=[(), ("isolation",)], ids=["thread", "process"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a rendered service that takes as long as a request says, with each isolation."""
-    return slow_service(tmp_path_factory.mktemp("shutdown") / "service", isolation=request.param)
+    features = ["observability", *request.param]
+    return slow_service(tmp_path_factory.mktemp("shutdown") / "service", features=features)
 
 
 def wait_for_call(folder: Path, seconds: float) -> None:
@@ -102,11 +103,11 @@ def test_second_signal(folder: Path, tmp_path: Path) -> None:
 
 def test_while_loading(folder: Path, tmp_path: Path) -> None:
     """SIGTERM during the load is a clean stop too, without a drain."""
-    main = folder / "main.py"
+    inference = folder / "inference.py"
     held = tmp_path / "service"
     shutil.copytree(folder, held)
-    (held / "main.py").write_text(
-        main.read_text().replace("        self.device = device\n", "        time.sleep(600)\n")
+    (held / "inference.py").write_text(
+        inference.read_text().replace("        self.device = device\n", "        time.sleep(600)\n")
     )
     with live(held, python(), tmp_path / "log") as service:
         with suppress(httpx.TransportError):

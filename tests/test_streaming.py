@@ -15,9 +15,18 @@ import pytest
 
 from live import Live, live, wait_for
 from rendering import render
-from updating import own_tests, put_seam, python
+from updating import own_tests, put_model, python
 
-SEAM = '''
+MODEL = '''"""Counts."""
+
+import os
+import time
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+
+from serving import Input
+
 MODEL_NAME = os.getenv("MODEL_NAME", "counting")
 
 
@@ -60,8 +69,6 @@ class Model:
 
     def _output(self, count: int) -> Output:
         return Output(count=count, pid=os.getpid())
-
-
 '''
 MANY = 50_000  # parts of 1 kB: more than the system takes for a client that does not read
 wait = partial(wait_for, seconds=60)
@@ -70,20 +77,20 @@ wait = partial(wait_for, seconds=60)
 @pytest.fixture(
     scope="module",
     params=[
-        ("thread", False, ()),
-        ("thread", True, ()),
-        ("process", False, ()),
-        ("process", False, ("model-engine",)),
+        ((), ()),
+        (("batching",), ()),
+        (("isolation",), ()),
+        (("isolation",), ("model-engine",)),
     ],
     ids=str,
 )
 def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Render a service whose model can stream."""
-    isolation, batching, contracts = request.param
-    answers = {"model_type": "custom", "input_kind": "json", "gpu_monitoring": False}
-    answers |= {"isolation": isolation, "batching": batching, "contracts": list(contracts)}
+    features, contracts = request.param
+    answers: dict[str, Any] = {"model_type": "custom", "input_kind": "json"}
+    answers |= {"features": ["streaming", *features], "contracts": list(contracts)}
     folder = render(tmp_path_factory.mktemp("streaming") / "service", answers)
-    put_seam(folder, SEAM)
+    put_model(folder, MODEL)
     return folder
 
 
@@ -118,7 +125,9 @@ def counted(project: Path) -> int:
 
 def test_requirements(project: Path) -> None:
     """The service keeps the requirements of streams, and the others' tests know of it."""
-    result = own_tests(project, "tests/test_conformance.py", "-k", "test_ms_61_ or test_ms_24_")
+    result = own_tests(
+        project, "tests/conformance/test_conformance.py", "-k", "test_ms_61_ or test_ms_24_"
+    )
     assert result.returncode == 0, result.stdout
     assert "skipped" not in result.stdout.splitlines()[-1]
 
@@ -179,7 +188,7 @@ def test_first_part_is_too_late(project: Path, tmp_path: Path) -> None:
         assert response.status_code == 504
 
 
-@pytest.mark.parametrize("project", [("process", False, ())], ids=str, indirect=True)
+@pytest.mark.parametrize("project", [(("isolation",), ())], ids=str, indirect=True)
 def test_crash_on_the_way(project: Path, tmp_path: Path) -> None:
     """In a process of its own the model may die; the client is told, and the next one is served."""
     with running(project, tmp_path / "log") as service:

@@ -38,16 +38,17 @@ from pathlib import Path
 
 import numpy as np
 
-from inputs import TENSOR, decode
-from uploads import Upload
+from inference import DECODER
+from serving.requests import Upload
 
-[item] = decode(Upload([Path(sys.argv[1]).read_bytes()], None))
-found = np.asarray(getattr(item, TENSOR.name))
-tensor = {"name": TENSOR.name, "datatype": TENSOR.datatype, "shape": [1, *found.shape]}
-if TENSOR.name == "frames":
+[item] = DECODER.decode(Upload([Path(sys.argv[1]).read_bytes()], None))
+form = DECODER.tensor
+found = np.asarray(getattr(item, form.name))
+tensor = {"name": form.name, "datatype": form.datatype, "shape": [1, *found.shape]}
+if form.name == "frames":
     tensor["shape"] = list(found.shape)
 # A whole number, as KServe's client takes no others.
-parameters = {"fps": int(item.fps)} if TENSOR.name == "frames" else {}
+parameters = {"fps": int(item.fps)} if form.name == "frames" else {}
 raw = base64.b64encode(found.tobytes()).decode()
 print(json.dumps([tensor | {"raw": raw}, parameters]))
 """
