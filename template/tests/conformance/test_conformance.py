@@ -497,7 +497,7 @@ def test_ms_34_out_of_memory(
     launcher: Launcher, answer: str, samples: Samples, device: str, sentence: str
 ) -> None:
     """Running out of memory is 503 with a time to retry, and the next request is served."""
-    running = launcher.start_stand_in(answer, DEVICE=device)
+    running = launcher.start_fake(answer, DEVICE=device)
     running.wait_until("/ready", 200)
     for error, expected in {
         "RuntimeError('CUDA out of memory. Tried to allocate 2 GiB')": sentence,
