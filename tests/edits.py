@@ -2,10 +2,29 @@
 
 from pathlib import Path
 
-from updating import MARKS, append, change, put_seam
+from updating import append, change, put_model
 
-# A model of a user's own, for a service that takes a picture.
-BRIGHTNESS = '''
+# A helper of the model's.
+LIMIT = '''@cache
+def limit() -> int:
+    """Return how many pictures there may be."""
+    return 99
+
+
+'''
+# A model of a user's own, for a service that takes a picture: no part is as it was rendered.
+BRIGHTNESS = '''"""How bright pictures are."""
+
+import os
+from functools import cache
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from serving import BadInput, Decoder, Input
+
+DECODER = Decoder(mode="L", background="black")
+
 MODEL_NAME = os.getenv("MODEL_NAME", "brightness")
 
 
@@ -24,6 +43,12 @@ class Output(BaseModel):
 EXAMPLE = {"file": "example.png", "gamma": 1.0}
 
 
+@cache
+def digits() -> int:
+    """Return how many digits of an answer are true."""
+    return 4
+
+
 class Model:
     """Measures brightness."""
 
@@ -36,10 +61,10 @@ class Model:
         return [self._measure(item) for item in inputs]
 
     def _measure(self, item: Input[Params]) -> Output:
-        gray = np.asarray(item.image.convert("L"), dtype=np.float32) / 255
-        return Output(brightness=round(float(gray.mean()) ** item.params.gamma, 4))
-
-
+        gray = np.asarray(item.image, dtype=np.float32) / 255
+        if not gray.size:
+            raise BadInput("The picture is empty.")
+        return Output(brightness=round(float(gray.mean()) ** item.params.gamma, digits()))
 '''
 BRIGHTNESS_TEST = '''"""What is bright."""
 
@@ -48,7 +73,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from conftest import Service
+from conformance.plugin import Service
 
 
 @pytest.mark.parametrize(("color", "brightness"), [("white", 1.0), ("black", 0.0)])
@@ -59,39 +84,27 @@ def test_brightness(service: Service, color: str, brightness: float) -> None:
     answer = service.client.post("/classify", files={"file": picture.getvalue()})
     assert answer.json() == {"brightness": brightness}
 '''
-# What inference.py needs beside it, and what main.py has in its place.
-IMPORT = "from inference import EXAMPLE, MODEL_NAME, Model, Output, Params\n"
-IMPORTS = '''"""Brightness."""
-
-import os
-
-import numpy as np
-from pydantic import BaseModel, Field
-
-from inputs import Input
-
-'''
 
 
-def rewrite_the_seam(project: Path) -> None:
-    """Put another model between the marks, and its tests into test_model.py."""
-    put_seam(project, BRIGHTNESS)
+def rewrite_the_model(project: Path) -> None:
+    """Write another model into inference.py, and its tests into test_model.py."""
+    put_model(project, BRIGHTNESS)
     (project / "tests" / "test_model.py").write_text(BRIGHTNESS_TEST, encoding="utf-8")
 
 
 def add_a_parameter_and_an_output_field(project: Path) -> None:
-    """Extend the stock seam by a field on either side."""
-    main = project / "main.py"
+    """Extend the stock model by a field on either side."""
+    model = project / "inference.py"
     change(
-        main,
+        model,
         '    """Parameters beside the picture: none."""\n',
         '    """Parameters beside the picture."""\n\n'
         '    title: str = Field(default="", max_length=80)\n',
     )
     share = "    share: float = Field("
-    change(main, share, f'    title: str = Field(default="", description="as sent")\n{share}')
+    change(model, share, f'    title: str = Field(default="", description="as sent")\n{share}')
     change(
-        main,
+        model,
         "return [self._dominant(item.image) for item in inputs]",
         "return [\n"
         '            self._dominant(item.image).model_copy(update={"title": item.params.title})\n'
@@ -116,23 +129,112 @@ def test_title(service: Service) -> None:
     )
 
 
+def edit_every_part_of_the_model(project: Path) -> None:
+    """Change each part of the stock inference.py where it stands."""
+    model = project / "inference.py"
+    change(model, '"""The model: ', '"""The colours: ')
+    change(model, "import os\n", "import os\nfrom functools import cache\n")
+    change(model, "from serving import ", "from serving import BadInput, ")
+    change(model, 'background="white"', 'field="picture", background="black"')
+    change(model, '"nearest-color")', '"colors")')
+    change(model, '"black": (0, 0, 0)', '"black": (1, 1, 1)')
+    change(model, "class Params(BaseModel):\n", f"{LIMIT}class Params(BaseModel):\n")
+    change(model, "the picture: none.", "the picture: still none.")
+    change(model, "    share: float", '    unit: str = "part"\n    share: float')
+    change(model, '{"file": "example.png"}', '{"picture": "example.png"}')
+    change(model, "        self.device = device\n", '        self.device = f"{device}"\n')
+    change(
+        model,
+        '"""Return the dominant colour of each picture."""\n',
+        '"""Return the dominant colour of each picture."""\n'
+        "        if len(inputs) > limit():\n"
+        '            raise BadInput("There are too many.")\n',
+    )
+    change(model, "(64, 64)", "(32, 32)")
+    test = project / "tests" / "test_model.py"
+    change(test, '{"file": ', '{"picture": ')
+    change(test, '"share": 1.0}', '"share": 1.0, "unit": "part"}')
+
+
+def add_to_main(project: Path, text: str) -> None:
+    """Write something where main.py says that it goes."""
+    place = "# Your own endpoints, routers and middleware go here."
+    main = project / "main.py"
+    [note] = [line for line in main.read_text("utf-8").splitlines() if line.startswith(place)]
+    change(main, f"{note}\n\n", f"{note}\n{text}")
+
+
 def add_an_endpoint(project: Path) -> None:
     """Write another route into main.py, and a test of it into a file of their own."""
-    change(
-        project / "main.py",
-        "\n\ndef serve() -> None:\n",
+    add_to_main(
+        project,
         '\n\n@app.get("/owner")\n'
         "async def owner() -> dict[str, str]:\n"
         '    """Who is called when it breaks."""\n'
-        '    return {"owner": "The team of pictures"}\n'
-        "\n\ndef serve() -> None:\n",
+        '    return {"owner": "The team of pictures"}\n\n\n',
     )
     (project / "tests" / "test_owner.py").write_text(
-        """from conftest import Service
+        """from conformance.plugin import Service
 
 
 def test_owner(service: Service) -> None:
     assert service.client.get("/owner").json() == {"owner": "The team of pictures"}
+""",
+        encoding="utf-8",
+    )
+
+
+def add_a_router(project: Path) -> None:
+    """Have routes and settings in a file of their own, and a dependency that all routes have."""
+    (project / "team.py").write_text(
+        '''"""Routes of the team's."""
+
+import os
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
+
+TEAM = os.getenv("TEAM", "pictures")
+router = APIRouter(prefix="/team")
+
+
+async def mark(response: Response, x_caller: Annotated[str, Header()] = "nobody") -> None:
+    """Say who asked."""
+    response.headers["X-Caller"] = x_caller
+
+
+@router.get("/name")
+async def name() -> dict[str, str]:
+    """Who is called when it breaks."""
+    return {"team": TEAM}
+''',
+        encoding="utf-8",
+    )
+    main = project / "main.py"
+    change(main, "from fastapi import FastAPI", "from fastapi import Depends, FastAPI")
+    change(
+        main,
+        "from fastapi.middleware.cors import CORSMiddleware\n",
+        "from fastapi.middleware.cors import CORSMiddleware\n"
+        "from fastapi.middleware.gzip import GZipMiddleware\n",
+    )
+    change(main, "from device import get_device\n", "import team\nfrom device import get_device\n")
+    change(
+        main,
+        "    lifespan=lifespan,\n",
+        "    dependencies=[Depends(team.mark)],\n    lifespan=lifespan,\n",
+    )
+    add_to_main(
+        project, "\napp.include_router(team.router)\napp.add_middleware(GZipMiddleware)\n\n"
+    )
+    (project / "tests" / "test_team.py").write_text(
+        """from conformance.plugin import Service
+
+
+def test_team(service: Service) -> None:
+    answer = service.client.get("/team/name", headers={"X-Caller": "me"})
+    assert answer.json() == {"team": "pictures"}
+    assert answer.headers["X-Caller"] == "me"
 """,
         encoding="utf-8",
     )
@@ -180,12 +282,12 @@ def rewrite_the_readme(project: Path) -> None:
 def replace_the_example(project: Path) -> None:
     """Send a picture of their own instead."""
     (project / "example.png").rename(project / "photo.png")
-    change(project / "main.py", '"example.png"', '"photo.png"')
+    change(project / "inference.py", '"example.png"', '"photo.png"')
     change(project / "tests" / "test_model.py", '"example.png"', '"photo.png"')
 
 
 def add_a_module_and_weights(project: Path) -> None:
-    """Keep code and weights in files of their own, which the seam loads."""
+    """Keep code and weights in files of their own, which the model loads."""
     (project / "network.py").write_text(
         '''"""Reads weights."""
 
@@ -200,7 +302,7 @@ def read(file: Path) -> bytes:
     )
     (project / "weights.bin").write_bytes(bytes(range(256)) * 64)
     change(
-        project / "main.py",
+        project / "inference.py",
         "        self.device = device\n",
         "        from pathlib import Path\n\n        import network\n\n"
         '        self.raw = network.read(Path(__file__).with_name("weights.bin"))\n'
@@ -214,23 +316,19 @@ def change_settings(project: Path) -> None:
     change(main, '"MAX_QUEUE_SIZE", 64', '"MAX_QUEUE_SIZE", 16')
     cors = "from fastapi.middleware.cors import CORSMiddleware\n"
     change(main, cors, cors + "from fastapi.middleware.gzip import GZipMiddleware\n")
-    change(
-        main,
-        '\n\n@app.get("/health")',
-        'app.add_middleware(GZipMiddleware)\n\n\n@app.get("/health")',
-    )
+    add_to_main(project, "\napp.add_middleware(GZipMiddleware)\n\n")
 
 
 def edit_the_machinery(project: Path) -> None:
-    """Log more in worker.py, and say something else in limits.py."""
+    """Log more in serving/worker.py, and say something else in serving/limits.py."""
     change(
-        project / "worker.py",
+        project / "serving" / "worker.py",
         "                call.started = now\n",
         "                call.started = now\n"
         '            logger.debug("A call starts; %d wait", len(self._waiting))\n',
     )
     append(
-        project / "limits.py",
+        project / "serving" / "limits.py",
         '''
 
 class TooBlurred(BadInput):
@@ -243,7 +341,7 @@ class TooBlurred(BadInput):
 
 def write_fixtures(project: Path) -> None:
     """Run the tests' services with settings of their own."""
-    change(project / "tests" / "fixtures.py", "return {}", 'return {"MODEL_NAME": "tiny"}')
+    change(project / "tests" / "conftest.py", "return {}", 'return {"MODEL_NAME": "tiny"}')
     append(
         project / "tests" / "test_model.py",
         '''
@@ -258,7 +356,7 @@ def test_model_name(service: Service) -> None:
 def write_rules(project: Path) -> None:
     """Add to what git leaves out, and to what agents are told."""
     append(project / ".gitignore", "data/\n")
-    append(project / "CLAUDE.md", "\n## Ours\n\nAsk the team of pictures first.\n")
+    append(project / "AGENTS.md", "\n## Ours\n\nAsk the team of pictures first.\n")
 
 
 def choose_a_python(project: Path) -> None:
@@ -271,30 +369,7 @@ def change_the_route(project: Path) -> None:
     change(project / "tests" / "test_model.py", '"/classify"', '"/look"')
 
 
-def seam_and_endpoint(project: Path) -> None:
+def model_and_endpoint(project: Path) -> None:
     """Have a model and a route of their own."""
-    rewrite_the_seam(project)
+    rewrite_the_model(project)
     add_an_endpoint(project)
-
-
-def move_to_inference(project: Path) -> None:
-    """Move the model from main.py to inference.py by hand."""
-    (project / "inference.py").write_text(IMPORTS + BRIGHTNESS, encoding="utf-8")
-    put_seam(project, "")
-    change(project / "main.py", "".join(MARKS), "")
-    change(project / "main.py", "from inputs import", f"{IMPORT}from inputs import")
-
-
-def move_to_main(project: Path) -> None:
-    """Move it back."""
-    (project / "inference.py").unlink()
-    main = project / "main.py"
-    logger = "\nlogger = logging.getLogger(__name__)\n"
-    change(main, logger, f"{logger}\n\n{MARKS[0]}{BRIGHTNESS}{MARKS[1]}")
-    change(main, IMPORT, "")
-    change(main, "from inputs import ", "from inputs import Input, ")
-    change(
-        main,
-        "from fastapi import ",
-        "import numpy as np\nfrom pydantic import BaseModel, Field\nfrom fastapi import ",
-    )

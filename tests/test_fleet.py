@@ -42,7 +42,7 @@ def command(folder: Path, name: str, body: str) -> None:
 
 def second_version(template: Path) -> None:
     """Add a line at the end of a module."""
-    append(template / "template" / "worker.py", "# Of version 2\n")
+    append(template / "template" / "serving" / "worker.py", "# Of version 2\n")
 
 
 def test_pull_requests(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_pull_requests(tmp_path: Path) -> None:
     for name, version in (("behind", 1), ("edited", 1), ("current", 2)):
         project = render(template, remotes / name, version, model_type="custom")
         if name == "edited":
-            append(project / "worker.py", "# Mine\n")
+            append(project / "serving" / "worker.py", "# Mine\n")
         commit_all(project, "Work")
     command(bin_folder, "gh", GH)
     command(bin_folder, "uvx", f'exec "{sys.executable}" -m "$@"\n')
@@ -74,11 +74,11 @@ def test_pull_requests(tmp_path: Path) -> None:
     requests = (remotes / "requests.txt").read_text(encoding="utf-8")
     edited, behind = requests.split("REQUEST ")[1:]
     assert edited.startswith(f"{remotes}/edited pr create --draft --title Update the template to 2")
-    assert "Solve the conflicts of the update in worker.py" in edited
+    assert "Solve the conflicts of the update in serving/worker.py" in edited
     assert behind.startswith(f"{remotes}/behind pr create --title Update the template to 2.0.0 ")
     assert " failed" not in behind
     for name in ("behind", "edited"):
-        worker = git(remotes / name, "show", "template-2.0.0:worker.py")
+        worker = git(remotes / name, "show", "template-2.0.0:serving/worker.py")
         assert worker.count("# Of version 2\n") == 1
         assert ("<<<<<<<" in worker) == (name == "edited")
     assert git(remotes / "current", "branch", "--list").split() == ["*", "main"]

@@ -8,9 +8,8 @@ scenario has to do with what only the whole of it asks; elsewhere a part does, a
 """
 
 import difflib
+import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,11 +21,9 @@ import pytest
 from copier import run_update
 
 from edits import (
-    BRIGHTNESS,
-    BRIGHTNESS_TEST,
-    IMPORTS,
     add_a_module_and_weights,
     add_a_parameter_and_an_output_field,
+    add_a_router,
     add_an_endpoint,
     add_debian_packages,
     add_dependencies,
@@ -36,17 +33,16 @@ from edits import (
     choose_a_python,
     delete_files_of_the_template,
     delete_files_of_theirs,
+    edit_every_part_of_the_model,
     edit_the_machinery,
-    move_to_inference,
-    move_to_main,
+    model_and_endpoint,
     replace_the_example,
+    rewrite_the_model,
     rewrite_the_readme,
-    rewrite_the_seam,
-    seam_and_endpoint,
     write_fixtures,
     write_rules,
 )
-from rendering import commit_all, git, template_folder
+from rendering import commit_all, template_folder
 from updating import (
     ANSWERS,
     answers_of,
@@ -55,13 +51,12 @@ from updating import (
     contents,
     declared_owners,
     own_tests,
-    put_seam,
     render,
     update,
 )
 
 # How deep a scenario goes: as deep as what it does to the service can break.
-CHECK = ("tests/test_template.py",)  # for what no process runs: a manifest, a document
+CHECK = ("tests/conformance/test_template.py",)  # for what no process runs: a manifest, a document
 ASKED = "ms_23 or ms_24 or ms_25 or ms_31 or ms_32 or ms_33 or ms_52 or ms_53"
 LIVE = ("tests", "-k", f"not test_conformance or {ASKED}")  # one service, asked what users ask
 ALL = ("tests",)  # some fifteen services, half a minute of a core
@@ -70,21 +65,25 @@ NOW = 4
 SUMMARY = '    summary="Follows the ML Microservice Spec {{ spec_version }}.",\n'
 BROUGHT: dict[int, list[tuple[str, str, str]]] = {
     2: [
-        ("template/worker.py", '        logger.exception("Out of memory")\n', ""),
+        ("template/serving/worker.py", '        logger.exception("Out of memory")\n', ""),
         ("template/k8s.yaml.jinja", "      automountServiceAccountToken: false\n", ""),
         ("template/README.md.jinja", "| `WARMUP` | true |", "| `WARMUP` | yes |"),
     ],
     3: [
         ("template/pyproject.toml.jinja", "uvicorn[standard]>=0.34,<1", "uvicorn>=0.30,<1"),
         ("template/.gitignore", ".ruff_cache/\n", ""),
-        ("template/tests/fixtures.py.jinja", "such as a small MODEL_NAME", "or nothing"),
+        ("template/tests/conftest.py.jinja", "such as a small MODEL_NAME", "or nothing"),
         ("parts/dockerfile/slim.jinja", "    PYTHONUNBUFFERED=1 \\\n", ""),
         ("parts/dockerfile/cuda.jinja", "    PYTHONUNBUFFERED=1 \\\n", ""),
     ],
     4: [
         ("template/main.py.jinja", SUMMARY, ""),
-        ("template/limits.py.jinja", "        value = minimum - 1\n", "        value = -1\n"),
-        ("template/CLAUDE.md.jinja", "- Own no thread, no executor", "- Own no thread"),
+        (
+            "template/serving/limits.py.jinja",
+            "        value = minimum - 1\n",
+            "        value = -1\n",
+        ),
+        ("template/AGENTS.md.jinja", "- Own no thread, no executor", "- Own no thread"),
     ],
 }
 # A whole file that version 2 brought.
@@ -130,6 +129,11 @@ def difference(before: bytes, after: bytes) -> tuple[Counter[str], Counter[str]]
     return added, removed
 
 
+def given_answers(project: Path) -> dict[str, Any]:
+    """Return the answers that a service would be rendered from now."""
+    return {name: answer for name, answer in answers_of(project).items() if name[0] != "_"}
+
+
 Fresh = Callable[[int, dict[str, Any]], dict[str, bytes]]
 
 
@@ -138,11 +142,11 @@ def fresh(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Fresh:
     """Return a function that gives what a version renders for some answers."""
 
     @cache
-    def rendered(version: int, *answers: tuple[str, Any]) -> dict[str, bytes]:
+    def rendered(version: int, answers: str) -> dict[str, bytes]:
         folder = tmp_path_factory.mktemp("fresh")
-        return contents(render(repository, folder, version, **dict(answers)))
+        return contents(render(repository, folder, version, **json.loads(answers)))
 
-    return lambda version, answers: rendered(version, *sorted(answers.items()))
+    return lambda version, answers: rendered(version, json.dumps(answers, sort_keys=True))
 
 
 @dataclass
@@ -169,7 +173,7 @@ class Living:
             quiet=True,
         )
         self.version = version
-        self.answers |= answers
+        self.answers = given_answers(self.project)
         new = self.fresh(version, self.answers)
         after = contents(self.project)
         assert answers_of(self.project)["_commit"] == f"v{version}.0.0"
@@ -206,16 +210,18 @@ def start(repository: Path, tmp_path: Path, fresh: Fresh) -> Start:
     def living(version: int = 1, name: str = "service", **answers: Any) -> Living:
         answers = {"model_type": "custom", "accelerator": "cpu"} | answers
         project = render(repository, tmp_path / name, version, **answers)
-        return Living(project, project, version, answers, fresh)
+        return Living(project, project, version, given_answers(project), fresh)
 
     return living
 
 
 # The tests that an edit can break.
 EDITS: dict[Callable[[Path], None], tuple[str, ...]] = {
-    rewrite_the_seam: ALL,
+    rewrite_the_model: ALL,
+    edit_every_part_of_the_model: LIVE,
     add_a_parameter_and_an_output_field: ALL,
     add_an_endpoint: LIVE,
+    add_a_router: LIVE,
     replace_the_example: LIVE,
     add_a_module_and_weights: LIVE,
     change_settings: ALL,
@@ -236,7 +242,9 @@ def everything(project: Path) -> None:
     """Do all of it that goes together."""
     for edit in EDITS:
         if edit not in {
+            edit_every_part_of_the_model,
             replace_the_example,
+            add_a_router,
             add_a_parameter_and_an_output_field,
             delete_files_of_theirs,
             delete_files_of_the_template,
@@ -291,15 +299,6 @@ def test_version_after_version(start: Start) -> None:
     slow.check(*ALL)
 
 
-def test_model_in_a_file_of_its_own(start: Start) -> None:
-    """An inference.py that was rewritten is not looked at."""
-    living = start(model_module="inference")
-    (living.project / "inference.py").write_text(IMPORTS + BRIGHTNESS, encoding="utf-8")
-    (living.project / "tests" / "test_model.py").write_text(BRIGHTNESS_TEST, encoding="utf-8")
-    living.update()
-    living.check(*ALL)
-
-
 @dataclass
 class Change:
     """Other answers, what the user had done before, and the tests that the two can break."""
@@ -310,20 +309,37 @@ class Change:
     tests: tuple[str, ...] = ALL
 
 
+def with_features(*features: str) -> dict[str, Any]:
+    """Return the answers that choose these features, and no others."""
+    return {"features": list(features)}
+
+
 CPU, CUDA, AUTO = ({"accelerator": name} for name in ("cpu", "cuda", "auto"))
-PAGE, NO_PAGE = (AUTO | {"gpu_monitoring": shown} for shown in (True, False))
+NOTHING, SEEN = with_features(), with_features("observability")
 CHANGES = {
-    "cpu-to-cuda": Change(CPU, CUDA, seam_and_endpoint),
-    "cuda-to-cpu": Change(CUDA, CPU, seam_and_endpoint, LIVE),
-    "cpu-to-auto": Change(CPU, AUTO, seam_and_endpoint, LIVE),
-    "cpu-to-cuda-and-seam-apart": Change(
-        CPU, CUDA | {"model_module": "inference"}, add_an_endpoint, LIVE
+    "cpu-to-cuda": Change(CPU, CUDA, model_and_endpoint),
+    "cuda-to-cpu": Change(CUDA, CPU, model_and_endpoint, LIVE),
+    "cpu-to-auto": Change(CPU, AUTO, model_and_endpoint, LIVE),
+    "observability-off": Change(SEEN, NOTHING, add_a_router, LIVE),
+    "observability-on": Change(NOTHING, SEEN, add_a_router, LIVE),
+    "gpu": Change(SEEN, with_features("observability", "gpu"), model_and_endpoint, LIVE),
+    "batching": Change(SEEN, with_features("observability", "batching"), add_a_router, LIVE),
+    "streaming": Change(SEEN, with_features("observability", "streaming"), change_settings, LIVE),
+    "isolation": Change(SEEN, with_features("observability", "isolation"), model_and_endpoint),
+    "replicas": Change(SEEN, with_features("observability", "replicas"), edit_the_machinery, LIVE),
+    "openapi-export": Change(
+        SEEN, with_features("observability", "openapi-export"), add_an_endpoint, CHECK
     ),
-    "gpu-page-on": Change(NO_PAGE, PAGE, seam_and_endpoint, LIVE),
-    "gpu-page-off": Change(PAGE, NO_PAGE, seam_and_endpoint, LIVE),
-    "main-to-inference": Change({}, {"model_module": "inference"}, add_an_endpoint, LIVE),
+    "deploy-off": Change({}, {"deploy": []}, model_and_endpoint, CHECK),
+    "deploy-on": Change({"deploy": []}, {"deploy": ["kubernetes"]}, add_an_endpoint, CHECK),
+    "contracts-on": Change({}, {"contracts": ["oip", "model-engine"]}, add_a_router, LIVE),
+    "contracts-off": Change({"contracts": ["oip"]}, {"contracts": []}, add_a_router, LIVE),
+    "auth": Change({}, {"auth": "api-key"}, model_and_endpoint, CHECK),
+    "preset": Change({}, {"preset": "rapidocr"}, rewrite_the_model, CHECK),
+    "model-type": Change({}, {"model_type": "pytorch"}, model_and_endpoint, CHECK),
+    "input-kind": Change({}, {"input_kind": "image-params"}, model_and_endpoint, LIVE),
     "route": Change({}, {"endpoint": "look"}, change_the_route, LIVE),
-    "name": Change({}, {"project_name": "look"}, rewrite_the_seam, LIVE),
+    "name": Change({}, {"project_name": "look"}, rewrite_the_model, LIVE),
     "packages": Change({}, {"system_packages": "libgl1"}, change_the_manifest, CHECK),
     "python": Change({}, {"python_version": "3.11"}, add_dependencies, CHECK),
     "minutes": Change({}, {"startup_minutes": 45}, change_the_manifest, CHECK),
@@ -343,122 +359,30 @@ def test_changed_answer(start: Start, name: str) -> None:
 
 def test_there_and_back(start: Start) -> None:
     """An answer that is taken back leaves nothing behind."""
-    living = start(NOW, accelerator="auto")
-    seam_and_endpoint(living.project)
+    living = start(NOW, accelerator="auto", **SEEN)
+    model_and_endpoint(living.project)
     before = contents(living.project)
-    for answers in ({"gpu_monitoring": False}, {"accelerator": "cuda"}, {"accelerator": "auto"}):
+    both, one = with_features("observability", "gpu"), with_features("batching")
+    for answers in (both, {"accelerator": "cuda"} | one, {"accelerator": "auto"}, SEEN):
         living.update(**answers)
-    living.update(gpu_monitoring=True)
     assert contents(living.project) == before
 
 
 def test_other_input(start: Start) -> None:
-    """An untouched seam follows from image to image-params, with the user's work around it."""
+    """With another input kind the stock inference.py stays, as the user's; a fresh one fits."""
     living = start()
     add_an_endpoint(living.project)
     change_settings(living.project)
     living.update(input_kind="image-params")
-    # Known answers are the user's, so these are replaced by hand.
-    known = living.fresh(NOW, living.answers)["tests/test_model.py"]
-    (living.project / "tests" / "test_model.py").write_bytes(known)
+    fresh = living.fresh(NOW, living.answers)
+    for name in ("inference.py", "tests/test_model.py"):
+        (living.project / name).write_bytes(fresh[name])
     living.check(*LIVE)
-
-
-def test_other_input_for_a_model_of_ones_own(start: Start) -> None:
-    """Another stock model conflicts with the user's; with that put back, all else has followed."""
-    living = start()
-    seam_and_endpoint(living.project)
-    update(living.project, input_kind="image-params")
-    assert conflicts(living.project) == ["main.py"]
-    told = own_tests(living.project, *CHECK).stdout
-    assert "Solve the conflicts of the update in main.py" in told
-    # What docs/update.md says to do then.
-    put_seam(living.project, BRIGHTNESS)
-    assert conflicts(living.project) == []
-    expected = start(NOW, name="expected", input_kind="image-params").project
-    seam_and_endpoint(expected)
-    assert contents(living.project)["main.py"] == contents(expected)["main.py"]
-    living.check(*LIVE)
-
-
-def run_copier(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run copier in a service, as users do."""
-    command = [sys.executable, "-m", "copier", *arguments]
-    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "move"),
-    [("main", "inference", move_to_inference), ("inference", "main", move_to_main)],
-)
-def test_model_moves(start: Start, before: str, after: str, move: Callable[[Path], None]) -> None:
-    """A model of one's own moves between the two files in the steps of docs/update.md."""
-    living = start(model_module=before)
-    project = living.project
-    add_an_endpoint(project)
-    if before == "main":
-        rewrite_the_seam(project)
-    else:
-        (project / "inference.py").write_text(IMPORTS + BRIGHTNESS, encoding="utf-8")
-        (project / "tests" / "test_model.py").write_text(BRIGHTNESS_TEST, encoding="utf-8")
-    move(project)
-    commit_all(project, "Move the model")
-    moved = contents(project)
-    # The answer alone, without a step to another version.
-    result = run_copier(
-        project, "update", "--defaults", "--vcs-ref=:current:", "-d", f"model_module={after}"
-    )
-    assert result.returncode == 0, result.stderr
-    git(project, "checkout", "HEAD", "--", "main.py")
-    assert answers_of(project)["_commit"] == "v1.0.0"
-    assert answers_of(project)["model_module"] == after
-    changed = {name for name, content in contents(project).items() if content != moved.get(name)}
-    assert changed == {ANSWERS, "CLAUDE.md", "tests/spec.py"}  # what tells of it, no code
-    # From here on it is as if it had been there always.
-    living.answers |= {"model_module": after}
-    living.update()
-    living.check(*LIVE)
-
-
-def test_main_would_serve_the_stock_model(start: Start) -> None:
-    """From inference to main is refused in words that help, and changes nothing."""
-    living = start(name="service [1]", model_module="inference")
-    (living.project / "inference.py").write_text(IMPORTS + BRIGHTNESS, encoding="utf-8")
-    commit_all(living.project, "Work")
-    before = contents(living.project)
-    for command in (["update"], ["recopy", "--overwrite"]):
-        arguments = ["--defaults", "-d", "model_module=main"]
-        name = living.project.name  # which looks like a pattern for files
-        result = run_copier(living.project.parent, *command, *arguments, name)
-        assert result.returncode != 0
-        reason = result.stderr.rpartition("ValueError: ")[2]
-        assert "main.py would serve the stock model,\nnot the one in inference.py." in reason
-        assert "copier update --defaults --vcs-ref=:current: -d model_module=main" in reason
-        assert contents(living.project) == before
-        assert git(living.project, "status", "--porcelain") == ""
-    # What it was answered to be before is none of this.
-    living.update(model_module="inference")
-
-
-def test_untouched_model_moves_back(start: Start) -> None:
-    """An inference.py that is the stock model still is deleted first; then main.py has it."""
-    living = start(model_module="inference")
-    git(living.project, "rm", "--quiet", "inference.py")
-    living.update(model_module="main")
-    assert contents(living.project)["main.py"] == living.fresh(NOW, living.answers)["main.py"]
-
-
-def test_file_named_inference_of_ones_own(start: Start) -> None:
-    """A module that happens to be called so is nobody's business where the model is in main.py."""
-    living = start()
-    (living.project / "inference.py").write_text('"""Mine."""\n', encoding="utf-8")
-    living.update()
-    living.update(startup_minutes=45)
 
 
 def test_model_as_a_package(start: Start) -> None:
     """An inference.py that has become a package is not brought back as a file."""
-    living = start(model_module="inference")
+    living = start()
     (living.project / "inference").mkdir()
     file = living.project / "inference.py"
     file.rename(living.project / "inference" / "__init__.py")
@@ -484,7 +408,7 @@ def test_folder_of_a_larger_repository(start: Start, tmp_path: Path) -> None:
     """A service that is one folder of a repository is updated like any other."""
     living = start()
     shutil.rmtree(living.project / ".git")
-    rewrite_the_seam(living.project)
+    rewrite_the_model(living.project)
     (tmp_path / "README.md").write_text("All services.\n", encoding="utf-8")
     living.root = tmp_path
     living.update()

@@ -10,14 +10,13 @@ from rendering import commit_all, template_folder
 from updating import (
     GREETER,
     GREETER_TEST,
+    append,
     change,
     conflicts,
-    contents,
     own_tests,
     owned,
-    put_seam,
+    put_model,
     render,
-    seam_of,
     tags,
     unpacked,
     update,
@@ -49,14 +48,13 @@ def check_update(old: Path, folder: Path) -> None:
     assert owned(untouched, "template") == owned(fresh, "template")
 
     living = render(repository, folder / "living", **JSON)
-    put_seam(living, GREETER)
+    put_model(living, GREETER)
     (living / "tests" / "test_model.py").write_text(GREETER_TEST.lstrip(), encoding="utf-8")
     (living / "helper.py").write_text("MINE = 1\n", encoding="utf-8")
     update(living)
     assert conflicts(living) == []
-    assert seam_of(living) == GREETER
-    put_seam(fresh, GREETER)
-    assert contents(living)["main.py"] == contents(fresh)["main.py"]
+    assert (living / "inference.py").read_text(encoding="utf-8") == GREETER
+    assert owned(living, "template") == owned(fresh, "template")
     assert (living / "helper.py").read_text(encoding="utf-8") == "MINE = 1\n"
     result = own_tests(living)
     assert result.returncode == 0, result.stdout
@@ -75,16 +73,18 @@ def test_tagged_version(behind: int, tmp_path: Path) -> None:
 def test_version_that_differs(tmp_path: Path) -> None:
     """What the tests of the tags do is done to a version that differs all over."""
     old = Path(shutil.copytree(template_folder(), tmp_path / "old"))
+    change(old / "parts" / "linear" / "json.py.jinja", "What comes next.", "What may come.")
     change(old / "template" / "main.py.jinja", "MAX_QUEUE_SIZE = env_int", "MAX_WAITING = env_int")
     change(old / "template" / "main.py.jinja", "max_queue=MAX_QUEUE_SIZE", "max_queue=MAX_WAITING")
-    change(old / "template" / "limits.py.jinja", "logger.info(", "logger.debug(")
+    change(old / "template" / "serving" / "limits.py.jinja", "logger.info(", "logger.debug(")
     (old / "template" / "extra.py").write_text("GONE = 1\n", encoding="utf-8")
     check_update(old, tmp_path)
 
 
-def test_version_that_would_conflict(tmp_path: Path) -> None:
-    """A version whose stock model is another one is found out."""
+def test_version_that_forgets(tmp_path: Path) -> None:
+    """A version that does not remember an answer is found out."""
     old = Path(shutil.copytree(template_folder(), tmp_path / "old"))
-    change(old / "parts" / "task" / "json.py.jinja", "What comes next.", "What may come.")
-    with pytest.raises(AssertionError, match=r"main\.py"):
+    file = old / "template" / ".copier-answers.yml.jinja"
+    append(file, "accelerator: auto\n")
+    with pytest.raises(AssertionError, match="accelerator"):
         check_update(old, tmp_path)

@@ -26,30 +26,35 @@ from updating import (
     own_tests,
     owned,
     owners,
-    put_seam,
+    put_model,
     python,
     render,
-    seam_of,
     update,
     yours,
 )
 from variants import questionnaire, questions, table
 
+# A question that a later version has.
+TEAM = """\
+team:
+  type: str
+  default: nobody"""
 SENTINEL = 'VERSION_2 = "A line of the second version."\n'
-YOUR_TESTS = "test_model", "fixtures", "checkpoint"
+YOURS = "inference", "tests/test_model", "tests/conftest", "tests/checkpoint"
+WORKER = "serving/worker.py"
 SETTING = 'NEW_SETTING = env_int("NEW_SETTING", 7)\n'
 
 
 def second_version(repository: Path) -> None:
     """Change one line of a module, add a setting to main.py, and change what is the user's."""
     template = repository / "template"
-    change(template / "worker.py", "logger = ", f"{SENTINEL}logger = ")
+    change(template / "serving" / "worker.py", "logger = ", f"{SENTINEL}logger = ")
     warmup = 'WARMUP = env_bool("WARMUP", default=True)\n'
     change(template / "main.py.jinja", warmup, warmup + SETTING)
-    for name in ("README.md.jinja", "tests/fixtures.py.jinja", "tests/test_model.py.jinja"):
+    for name in ("README.md.jinja", "tests/conftest.py.jinja", "tests/test_model.py.jinja"):
         append(template / name, SENTINEL)
     append(repository / "parts" / "inference.py.jinja", SENTINEL)
-    for pattern in ("*example.*", "*model.onnx*"):
+    for pattern in ("example*.*", "*.onnx"):
         for file in template.glob(pattern):
             file.write_bytes(file.read_bytes() + b"Of version 2.")
 
@@ -65,7 +70,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_files_are_declared_once() -> None:
-    """What an update leaves alone, what it brings, and what CLAUDE.md says read one list."""
+    """What an update leaves alone, what it brings, and what AGENTS.md says read one list."""
     settings = questionnaire()
     assert settings["_exclude"] == settings["_skip_if_exists"] == settings["yours"]["default"]
     assert table("yours_by_answer").keys() <= {*yours()}
@@ -83,7 +88,7 @@ def test_untouched(repository: Path, tmp_path: Path, name: str) -> None:
     assert owned(project, "template") == owned(fresh, "template")
     assert owned(project, "you") == yours
     assert owned(fresh, "you").keys() == yours.keys()
-    assert SENTINEL in (project / "worker.py").read_text(encoding="utf-8")
+    assert SENTINEL in (project / "serving" / "worker.py").read_text(encoding="utf-8")
 
 
 def test_by_the_command_line(repository: Path, tmp_path: Path) -> None:
@@ -110,51 +115,51 @@ def test_living_service(repository: Path, tmp_path: Path) -> None:
     project = render(
         repository, tmp_path, model_type="custom", input_kind="json", accelerator="cpu"
     )
-    put_seam(project, GREETER)
+    put_model(project, GREETER)
     (project / "tests" / "test_model.py").write_text(GREETER_TEST.lstrip(), encoding="utf-8")
     change(project / "main.py", "\n\nif __name__", "\n\n# Mine: main\n\nif __name__")
     change(project / "pyproject.toml", "dependencies = [\n", 'dependencies = [\n    "mine",\n')
     change(project / "Dockerfile", "\nCMD", "\nENV MINE=1\nCMD")
-    for name in ("worker.py", "limits.py", "inputs.py", "device.py", ".gitignore", ".dockerignore"):
+    for name in ("worker.py", "limits.py", "inputs.py"):
+        append(project / "serving" / name, "\n# Mine\n")
+    for name in ("device.py", ".gitignore", ".dockerignore"):
         append(project / name, "\n# Mine\n")
     (project / "helper.py").write_text("MINE = 1\n", encoding="utf-8")
     before = contents(project)
     update(project)
     after = contents(project)
     assert conflicts(project) == []
-    assert seam_of(project) == GREETER
+    assert after["inference.py"] == GREETER.encode()
     assert SETTING in (project / "main.py").read_text(encoding="utf-8")
     assert "# Mine: main" in (project / "main.py").read_text(encoding="utf-8")
-    worker = (project / "worker.py").read_text(encoding="utf-8")
+    worker = (project / "serving" / "worker.py").read_text(encoding="utf-8")
     assert SENTINEL in worker
     assert worker.endswith("# Mine\n")
     changed = {name for name in after if after[name] != before[name]}
-    assert changed == {"main.py", "worker.py", ANSWERS}
-    result = own_tests(project, "tests/test_model.py", "tests/test_template.py")
+    assert changed == {"main.py", "serving/worker.py", ANSWERS}
+    result = own_tests(project, "tests/test_model.py", "tests/conformance/test_template.py")
     assert result.returncode == 0, result.stdout
 
 
 def test_edited_files_of_the_user(repository: Path, tmp_path: Path) -> None:
     """What a user has written into files of theirs stays, whatever the template does."""
-    project = render(
-        repository, tmp_path, model_type="onnxruntime", model_module="inference", accelerator="cpu"
-    )
+    project = render(repository, tmp_path, model_type="onnxruntime", accelerator="cpu")
     yours = [name for name, owner in owners(project).items() if owner == "you"]
-    assert {"README.md", "inference.py", "model.onnx", "example.png", "uv.lock"} < {*yours}
+    assert {"README.md", "inference.py", "nearest-color.onnx", "example.png", "uv.lock"} < {*yours}
     for name in yours:
         (project / name).write_text("My own.\n", encoding="utf-8")
     update(project)
     for name in yours:
         assert (project / name).read_text(encoding="utf-8") == "My own.\n", name
     assert conflicts(project) == []
-    assert SENTINEL in (project / "worker.py").read_text(encoding="utf-8")
+    assert SENTINEL in (project / "serving" / "worker.py").read_text(encoding="utf-8")
 
 
 def test_deleted_files_of_the_user(repository: Path, tmp_path: Path) -> None:
     """Files that the user does not want stay away."""
     project = render(repository, tmp_path, preset="minilm")
     unwanted = owned(project, "you").keys()
-    assert unwanted == {"README.md", *(f"tests/{name}.py" for name in YOUR_TESTS)}
+    assert unwanted == {"README.md", *(f"{name}.py" for name in YOURS)}
     for name in unwanted:
         (project / name).unlink()
     update(project)
@@ -162,7 +167,7 @@ def test_deleted_files_of_the_user(repository: Path, tmp_path: Path) -> None:
     # Another model type does not bring them either, but for the one that such a change is about.
     update(project, preset="none", model_type="ggml", endpoint="complete")
     assert unwanted & files_in(project) == {"tests/checkpoint.py"}
-    assert SENTINEL in (project / "worker.py").read_text(encoding="utf-8")
+    assert SENTINEL in (project / "serving" / "worker.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +176,7 @@ def test_deleted_files_of_the_user(repository: Path, tmp_path: Path) -> None:
         (
             {"model_type": "onnxruntime"},
             {"model_type": "pytorch", "input_kind": "json", "endpoint": "infer"},
-            ["example.png", "model.onnx"],
+            ["example.png", "nearest-color.onnx"],
         ),
         (
             {"model_type": "ggml", "input_kind": "json"},
@@ -201,21 +206,22 @@ def test_files_of_the_user_without_use(
 def test_deleted_file_of_the_template(repository: Path, tmp_path: Path) -> None:
     """So does one of the template's, even where the template has changed it."""
     project = render(repository, tmp_path)
-    for name in ("k8s.yaml", "worker.py"):
+    unwanted = {"k8s.yaml", "serving/worker.py"}
+    for name in unwanted:
         (project / name).unlink()
     update(project)
-    assert not {"k8s.yaml", "worker.py"} & files_in(project)
+    assert not unwanted & files_in(project)
 
 
 @pytest.mark.parametrize("to", ["cuda", "auto"])
 def test_other_accelerator(repository: Path, tmp_path: Path, to: str) -> None:
-    """From cpu to another accelerator the seam stays, and everything around it follows."""
+    """From cpu to another accelerator the model stays, and everything around it follows."""
     answers: dict[str, Any] = {"model_type": "pytorch", "input_kind": "json"}
     project = render(repository, tmp_path / "service", accelerator="cpu", **answers)
-    put_seam(project, GREETER)
+    put_model(project, GREETER)
     update(project, accelerator=to)
     fresh = render(repository, tmp_path / "fresh", version=2, accelerator=to, **answers)
-    put_seam(fresh, GREETER)
+    put_model(fresh, GREETER)
     assert owned(project, "template") == owned(fresh, "template")
     assert conflicts(project) == []
 
@@ -240,9 +246,9 @@ def test_other_accelerator(repository: Path, tmp_path: Path, to: str) -> None:
         ),
         ({"model_type": "pytorch"}, {"model_type": "transformers"}, {}),
         ({"input_kind": "image"}, {"input_kind": "audio", "endpoint": "hear"}, {}),
-        ({"model_module": "main"}, {"model_module": "inference"}, {}),
-        ({"gpu_monitoring": True}, {"gpu_monitoring": False}, {}),
-        ({"observability": True}, {"observability": False}, {}),
+        ({"features": ["gpu"]}, {"features": ["batching", "isolation"]}, {}),
+        ({"contracts": ["oip-grpc"], "auth": "jwt"}, {"contracts": ["oip"], "auth": "none"}, {}),
+        ({"deploy": ["kubernetes"]}, {"deploy": []}, {}),
         ({"project_name": "a"}, {"project_name": "b", "python_version": "3.13"}, {}),
     ],
     ids=lambda answers: "-".join(map(str, answers.values())),
@@ -254,9 +260,11 @@ def test_other_answer(
     after: dict[str, Any],
     follows: dict[str, Any],
 ) -> None:
-    """With another answer the template's files follow, and so does an untouched seam."""
+    """With other answers the template's files follow; the stock inference.py stays."""
     project = render(repository, tmp_path / "service", **before)
+    model = (project / "inference.py").read_bytes()
     update(project, **after)
+    assert (project / "inference.py").read_bytes() == model
     known = {name: value for name, value in answers_of(project).items() if name[0] != "_"}
     assert (after | follows).items() <= known.items()
     fresh = render(repository, tmp_path / "fresh", version=2, **known)
@@ -264,20 +272,23 @@ def test_other_answer(
     assert files_in(fresh) <= files_in(project)
 
 
-def test_seam_to_a_file_of_its_own(repository: Path, tmp_path: Path) -> None:
-    """With an edited seam, model_module=inference is a conflict that loses nothing and is told."""
-    project = render(
-        repository, tmp_path, model_type="custom", input_kind="json", accelerator="cpu"
+def test_feature_that_is_dropped(repository: Path, tmp_path: Path) -> None:
+    """Its file goes, edits of the owner's included: they are in git, and nothing needs them."""
+    features = ["observability", "batching"]
+    project = render(repository, tmp_path / "service", model_type="custom", features=features)
+    put_model(project, GREETER)
+    append(project / "serving" / "batching.py", "\n# Mine\n")
+    update(project, features=["observability"])
+    assert conflicts(project) == []
+    assert not [name for name in files_in(project) if "batching" in name or name.endswith(".rej")]
+    assert (project / "inference.py").read_text(encoding="utf-8") == GREETER
+    assert git(project, "show", "HEAD:serving/batching.py").endswith("# Mine\n")
+    # Taken back, the file is the template's again.
+    update(project, features=features)
+    fresh = render(
+        repository, tmp_path / "fresh", version=2, model_type="custom", features=features
     )
-    put_seam(project, GREETER)
-    update(project, model_module="inference")
-    assert conflicts(project) == ["main.py"]
-    main = (project / "main.py").read_text(encoding="utf-8")
-    assert 'greeting=f"Hello {item.params.name}"' in main
-    assert "class Model" in (project / "inference.py").read_text(encoding="utf-8")
-    result = own_tests(project, "tests/test_template.py")
-    assert result.returncode == 1
-    assert "Solve the conflicts of the update in main.py" in result.stdout
+    assert owned(project, "template") == owned(fresh, "template")
 
 
 @pytest.mark.parametrize("mode", ["inline", "rej"])
@@ -285,35 +296,35 @@ def test_conflict_is_told(repository: Path, tmp_path: Path, mode: Literal["inlin
     """The service's own tests name the file whose conflict is not solved, in either form."""
     project = render(repository, tmp_path, model_type="custom", accelerator="cpu")
     change(
-        project / "worker.py",
+        project / "serving" / "worker.py",
         "logger = ",
         'MINE = "Where the second version has a line."\nlogger = ',
     )
     commit_all(project, "Work")
     run_update(project, defaults=True, overwrite=True, quiet=True, conflict=mode)
-    result = own_tests(project, "tests/test_template.py")
+    result = own_tests(project, "tests/conformance/test_template.py")
     assert result.returncode == 1
-    file = {"inline": "worker.py", "rej": "worker.py.rej"}[mode]
+    file = {"inline": "serving/worker.py", "rej": "serving/worker.py.rej"}[mode]
     assert f"Solve the conflicts of the update in {file}: " in result.stdout
     (project / file).write_text("", encoding="utf-8")
     if mode == "rej":
         (project / file).unlink()
-    assert own_tests(project, "tests/test_template.py").returncode == 0
+    assert own_tests(project, "tests/conformance/test_template.py").returncode == 0
 
 
 def test_update_with_a_conflict_is_taken_back(repository: Path, tmp_path: Path) -> None:
     """What docs/update.md says of either side holds, and of taking all of it back."""
     project = render(repository, tmp_path / "service")
-    change(project / "worker.py", "logger = ", 'MINE = "Here."\nlogger = ')
+    change(project / WORKER, "logger = ", 'MINE = "Here."\nlogger = ')
     mine = contents(project)
     update(project)
     new = render(repository, tmp_path / "fresh", version=2)
-    assert conflicts(project) == ["worker.py"]
-    assert git(project, "diff", "--name-only", "--diff-filter=U") == "worker.py\n"
-    for side, expected in (("--ours", mine["worker.py"]), ("--theirs", contents(new)["worker.py"])):
-        git(project, "checkout", side, "worker.py")
-        assert (project / "worker.py").read_bytes() == expected
-    (project / "worker.py.rej").write_text("lies about\n", encoding="utf-8")
+    assert conflicts(project) == [WORKER]
+    assert git(project, "diff", "--name-only", "--diff-filter=U") == f"{WORKER}\n"
+    for side, expected in (("--ours", mine[WORKER]), ("--theirs", contents(new)[WORKER])):
+        git(project, "checkout", side, WORKER)
+        assert (project / WORKER).read_bytes() == expected
+    (project / f"{WORKER}.rej").write_text("lies about\n", encoding="utf-8")
     git(project, "reset", "--hard", "--quiet")
     git(project, "clean", "-d", "--force", "--quiet")
     assert contents(project) == mine
@@ -324,12 +335,12 @@ def test_recopy(repository: Path, tmp_path: Path) -> None:
     """`copier recopy` gives up edits of the template's files, but not what is the user's."""
     project = render(repository, tmp_path)
     names = owned(project, "you").keys()
-    for name in (*names, "worker.py"):
+    for name in (*names, WORKER):
         (project / name).write_text("My own.\n", encoding="utf-8")
     run_recopy(project, defaults=True, overwrite=True, quiet=True)
     for name in names:
         assert (project / name).read_text(encoding="utf-8") == "My own.\n", name
-    assert SENTINEL in (project / "worker.py").read_text(encoding="utf-8")
+    assert SENTINEL in (project / "serving" / "worker.py").read_text(encoding="utf-8")
 
 
 def test_choice_that_is_gone(repository: Path, tmp_path: Path) -> None:
@@ -347,7 +358,7 @@ def test_choice_that_is_gone(repository: Path, tmp_path: Path) -> None:
     project = render(later, tmp_path / "service", model_type="custom", accelerator="cpu")
     update(project)
     assert answers_of(project)["model_type"] == "pytorch"
-    result = own_tests(project, "tests/test_template.py")
+    result = own_tests(project, "tests/conformance/test_template.py")
     assert result.returncode == 1
     assert "model_type=custom is no longer a choice of the template" in result.stdout
     assert "Choose one of pytorch, transformers, onnxruntime, paddle, ggml" in result.stdout
@@ -365,7 +376,7 @@ def test_endpoint_that_is_taken(repository: Path, tmp_path: Path) -> None:
     project = render(later, tmp_path / "service", model_type="custom", endpoint="look")
     update(project)
     assert answers_of(project)["endpoint"] == "classify"
-    result = own_tests(project, "tests/test_template.py")
+    result = own_tests(project, "tests/conformance/test_template.py")
     assert result.returncode == 1
     assert "/look is reserved for the service itself by now" in result.stdout
 
@@ -375,7 +386,7 @@ def test_answer_that_does_not_go_with_another(repository: Path, tmp_path: Path) 
     project = render(repository, tmp_path, model_type="custom", accelerator="mps")
     update(project, model_type="paddle")
     assert answers_of(project)["accelerator"] == "auto"
-    result = own_tests(project, "tests/test_template.py")
+    result = own_tests(project, "tests/conformance/test_template.py")
     assert result.returncode == 1
     assert "accelerator=mps is no longer a choice" in result.stdout
 
@@ -396,7 +407,7 @@ def test_questions_come_and_go(repository: Path, tmp_path: Path) -> None:
             for file in filter(Path.is_file, (template / folder).rglob("*")):
                 content = file.read_bytes()
                 file.write_bytes(content.replace(b"startup_minutes", b"10"))
-        append(template / "template" / "worker.py", "# Of version 3\n")
+        append(template / "template" / WORKER, "# Of version 3\n")
 
     later = tmp_path / "template"
     shutil.copytree(repository, later)
@@ -407,8 +418,55 @@ def test_questions_come_and_go(repository: Path, tmp_path: Path) -> None:
     assert "startup_minutes" not in answers_of(project)
     update(project, team="a-team")
     assert answers_of(project)["team"] == "a-team"
-    assert (project / "worker.py").read_text(encoding="utf-8").endswith("# Of version 3\n")
+    assert (
+        (project / "serving" / "worker.py").read_text(encoding="utf-8").endswith("# Of version 3\n")
+    )
     assert conflicts(project) == []
+
+
+def test_feature_that_is_new(repository: Path, tmp_path: Path) -> None:
+    """A version may bring files that a question, or a feature, of its own decides about."""
+
+    def third_version(template: Path) -> None:
+        file = template / "copier.yml"
+        change(file, "startup_minutes]", "startup_minutes, team]")
+        change(
+            file, "startup_minutes:\n  type: int\n", f"{TEAM}\n\nstartup_minutes:\n  type: int\n"
+        )
+        change(
+            file, ": openapi-export\n", ': openapi-export\n    "playground: a page": playground\n'
+        )
+        row = "    serving/auth.py: "
+        change(
+            file,
+            row,
+            '    serving/playground.py: {{ "playground" in features }}\n'
+            '    serving/team.py: {{ team != "nobody" }}\n'
+            f"{row}",
+        )
+        for name in ("playground", "team"):
+            (template / "template" / "serving" / f"{name}.py").write_text("NEW = 3\n", "utf-8")
+        append(template / "template" / WORKER, "# Of version 3\n")
+
+    later = tmp_path / "template"
+    shutil.copytree(repository, later)
+    add_version(later, 3, third_version)
+    new = {"serving/playground.py", "serving/team.py"}
+    for name, answers, expected in (
+        ("defaults", {}, set()),
+        ("feature", {"features": ["playground"]}, {"serving/playground.py"}),
+        ("question", {"team": "a-team"}, {"serving/team.py"}),
+    ):
+        project = render(later, tmp_path / name, model_type="custom", accelerator="cpu")
+        put_model(project, GREETER)
+        update(project, **answers)
+        assert conflicts(project) == []
+        assert new & files_in(project) == expected
+        assert (project / WORKER).read_text(encoding="utf-8").endswith("# Of version 3\n")
+        assert (project / "inference.py").read_text(encoding="utf-8") == GREETER
+        # What came with the version goes with its answer.
+        update(project, features=[], team="nobody")
+        assert not new & files_in(project)
 
 
 def test_version_by_version(repository: Path, tmp_path: Path) -> None:
@@ -416,17 +474,19 @@ def test_version_by_version(repository: Path, tmp_path: Path) -> None:
     later = tmp_path / "template"
     shutil.copytree(repository, later)
     add_version(
-        later, 3, lambda template: append(template / "template" / "limits.py.jinja", "# Three\n")
+        later,
+        3,
+        lambda template: append(template / "template" / "serving" / "limits.py.jinja", "# Three\n"),
     )
     projects = [render(later, tmp_path / name, input_kind="json") for name in ("slow", "fast")]
     for project in projects:
-        put_seam(project, GREETER)
+        put_model(project, GREETER)
         commit_all(project, "Work")
     run_update(projects[0], vcs_ref="v2.0.0", defaults=True, overwrite=True, quiet=True)
     for project in projects:
         update(project)
         assert conflicts(project) == []
-        assert (project / "limits.py").read_text(encoding="utf-8").endswith("# Three\n")
+        assert (project / "serving" / "limits.py").read_text(encoding="utf-8").endswith("# Three\n")
     assert contents(projects[0]) == contents(projects[1])
 
 
@@ -434,7 +494,7 @@ def test_file_that_becomes_the_users(repository: Path, tmp_path: Path) -> None:
     """A file that a later version hands over stays, with the user's edits in it."""
 
     def third_version(template: Path) -> None:
-        change(template / "copier.yml", "  - model.onnx\n", "  - model.onnx\n  - k8s.yaml\n")
+        change(template / "copier.yml", '  - "*.onnx"\n', '  - "*.onnx"\n  - k8s.yaml\n')
         append(template / "template" / "k8s.yaml.jinja", "# Of version 3\n")
 
     later = tmp_path / "template"
@@ -451,7 +511,7 @@ def test_file_that_becomes_the_users(repository: Path, tmp_path: Path) -> None:
 def test_lock_that_does_not_fit(repository: Path, tmp_path: Path) -> None:
     """The service's own tests tell of a uv.lock that another answer has made old."""
     project = render(repository, tmp_path, model_type="custom", accelerator="cpu")
-    check = "tests/test_template.py::test_lock_fits"
+    check = "tests/conformance/test_template.py::test_lock_fits"
     assert own_tests(project, check).returncode == 0  # there is none yet
     lock = [uv(), "lock", "--quiet", "--python", python()]
     run(lock, cwd=project)

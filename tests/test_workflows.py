@@ -49,7 +49,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("repository") / "template"
     shutil.copytree(template_folder(), folder)
     commit_all(folder, "Version 1", tag="v1.0.0")
-    with (folder / "template" / "worker.py").open("a", encoding="utf-8") as worker:
+    with (folder / "template" / "serving" / "worker.py").open("a", encoding="utf-8") as worker:
         worker.write("# Of version 2.\n")
     commit_all(folder, "Version 2", tag="v2.0.0")
     return folder
@@ -181,7 +181,7 @@ def test_the_command_in_the_issue(
     body = options(check(project).calls[1])["--body"]
     first = re.findall(r"^    (.+)$", body, re.MULTILINE)[0]
     subprocess.run(["bash", "-c", first], cwd=project, env=environ, check=True, capture_output=True)
-    assert "# Of version 2." in (project / "worker.py").read_text(encoding="utf-8")
+    assert "# Of version 2." in (project / "serving" / "worker.py").read_text(encoding="utf-8")
     commit_all(project, "Update the template")
     assert check(project).calls == []
 
