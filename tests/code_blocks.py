@@ -7,6 +7,7 @@ A block says what it is in an HTML comment on the line before it, which no reade
     test: file focus/network.py     all of a file
     test: add to focus/main.py      imports go to the imports, the rest to the marked place
     test: replace in focus/x.py     what has the same name, in the file or in one of its classes
+    test: patch focus/main.py       lines that come and go, beside some that stay
     test: output                    lines that the command before has printed; … leaves some out
     test: parts of copier.yml       each line stands in that file
     test: diff of rapidocr          lines of what makes the preset, in their order
@@ -104,12 +105,14 @@ class Page:
 
     def __init__(self, folder: Path, python: Path, ports: Iterator[str]) -> None:
         """Begin in an empty folder, with the services' interpreter and free ports."""
-        self.folder = folder
+        self.folder = folder / "page"
         self.printed = ""
         self._free = ports
         self._ports: dict[str, str] = {}
-        commands = folder / ".commands"
+        commands = folder / "commands"
         commands.mkdir()
+        self.folder.mkdir()
+        self.commands = commands
         for name in ("uv", "uvx"):
             (commands / name).write_text(UV)
             (commands / name).chmod(0o755)
@@ -150,6 +153,8 @@ class Page:
                 add(file, block.text)
             case "replace":
                 replace(file, block.text)
+            case "patch":
+                patch(self.folder / what, block.text)
             case _:
                 self.check(kind, what.removeprefix("of "), block.text)
 
@@ -178,7 +183,7 @@ class Page:
             r"(localhost:|PORT=)(\d{4})", lambda found: found[1] + self._port(found[2]), commands
         )
         # What is exported stays so for the page's next block.
-        exported = self.folder / ".commands" / "exported"
+        exported = self.commands / "exported"
         exported.touch()
         commands = f'. "{exported}"\n{commands}\nexport -p > "{exported}"\n'
         result = subprocess.run(
@@ -200,7 +205,7 @@ class Page:
     def end(self) -> None:
         """Leave no service running."""
         with suppress(FileNotFoundError, ProcessLookupError):
-            os.kill(int((self.folder / ".commands" / "pid").read_text()), SIGKILL)
+            os.kill(int((self.commands / "pid").read_text()), SIGKILL)
 
 
 @contextmanager
@@ -246,6 +251,16 @@ def replace(file: Path, text: str) -> None:
         new = textwrap.indent(lines_of(text, node), " " * old.col_offset)
         lines[first_line(old) - 1 : old.end_lineno] = [new]
         file.write_text("".join(lines), encoding="utf-8")
+
+
+def patch(file: Path, text: str) -> None:
+    """Change the lines that a difference shows; those before the change are in the file once."""
+    lines = text.splitlines(keepends=True)
+    old = "".join(line[1:] for line in lines if line[0] in " -")
+    new = "".join(line[1:] for line in lines if line[0] in " +")
+    source = file.read_text(encoding="utf-8")
+    assert source.count(old) == 1, f"{old!r} is not in {file.name} once"
+    file.write_text(source.replace(old, new), encoding="utf-8")
 
 
 def defined(node: ast.stmt) -> str | None:

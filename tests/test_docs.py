@@ -1,5 +1,6 @@
-"""What the documents say of the template is so: questions, choices, tests, links."""
+"""What the documents say of the template is so: questions, choices, tests, links, code."""
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -182,11 +183,11 @@ NOT_RUN = {
 )
 def test_readme_of_a_service(answers: dict[str, str], tmp_path: Path) -> None:
     """The commands in a service's README and AGENTS.md work as they stand there."""
-    project = render(tmp_path / "service", answers)
+    project = render(tmp_path / "once", answers)
     text = "".join((project / name).read_text("utf-8") for name in ("README.md", "AGENTS.md"))
     found = blocks(text)
     assert {block.language for block in found} == {"sh"}
-    marked = []
+    marked = [Block(f"test: render service {json.dumps(answers)}", "", "", 0)]
     for block in found:
         tests = [test for part, test in NOT_RUN.items() if part in block.text]
         mark = f"test: by {tests[0]}" if tests else "test: run in service"
