@@ -15,8 +15,9 @@ A block says what it is in an HTML comment on the line before it, which no reade
     test: by test_x.py::test_y      that test does it
     not run: …                      why not
 
-`<!-- test: render focus {"model_type": "custom"} -->` renders a service that the page takes for
-granted. In shell blocks a line `# {…` is what the command before it prints. `uv run main.py` starts
+Comments without a block are for what a page takes for granted: a service in
+`test: render focus {"model_type": "custom"}`, a command in `test: shell in focus: uv run main.py`.
+In shell blocks a line `# {…` is what the command before it prints. `uv run main.py` starts
 the service, and goes on when it is ready; `uv run pytest` runs the model's tests and a few others,
 as test_variants.py runs them all.
 """
@@ -43,7 +44,7 @@ from variants import ROOT, table
 BLOCK = re.compile(
     r"(?:^ *<!-- (?P<mark>[^\n]+) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n"
     r"(?P<text>.*?)^(?P=indent)```$"
-    r"|^<!-- test: render (?P<folder>\S+) (?P<answers>.+) -->$",
+    r"|^<!-- test: (?P<unseen>(?:render|shell) .+) -->$",
     re.DOTALL | re.MULTILINE,
 )
 OWN_PLACE = "# Your own endpoints, routers and middleware go here."
@@ -90,9 +91,7 @@ def blocks(text: str) -> list[Block]:
     """Return the blocks of a Markdown document, in their order."""
     found = []
     for match in BLOCK.finditer(text):
-        mark = match["mark"] or ""
-        if match["folder"]:
-            mark = f"test: render {match['folder']} {match['answers']}"
+        mark = f"test: {match['unseen']}" if match["unseen"] else match["mark"] or ""
         line = text.count("\n", 0, match.start()) + 1
         found.append(
             Block(mark, match["language"] or "", textwrap.dedent(match["text"] or ""), line)
@@ -147,6 +146,9 @@ class Page:
             case "render":
                 folder, _, answers = what.partition(" ")
                 render(self.folder / folder, json.loads(answers))
+            case "shell":
+                folder, _, command = what.removeprefix("in ").partition(": ")
+                self.run(command, self.folder / folder)
             case "file":
                 (self.folder / what).write_text(block.text, encoding="utf-8")
             case "add":
