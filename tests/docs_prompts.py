@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import yaml
 from jinja2 import Environment
 
 from variants import ROOT, choices, questionnaire, questions, table
@@ -16,8 +17,9 @@ Every question, in the order in which they are asked; below them, what goes with
 written by `tests/docs_prompts.py` from `copier.yml`.
 
 `copier copy` asks. `--defaults` takes the defaults, `-d name=value` gives one answer and may be
-repeated. `copier update -d name=value` changes an answer later. A value that does not go with the
-others, and a name that is no question, end with the reason and a right answer.
+repeated; it also answers a question that is not asked. `copier update -d name=value` changes an
+answer later. A value that does not go with the others, and a name that is no question, end with the
+reason and a right answer.
 """
 
 
@@ -37,6 +39,7 @@ def defaults() -> dict[str, Any]:
         if not name.startswith("_")
         and value["type"] == "yaml"
         and isinstance(value["default"], str)
+        and "{{" not in value["default"]  # those follow from the answers
     }
     answers: dict[str, Any] = {}
     for name, question in questions().items():
@@ -45,6 +48,8 @@ def defaults() -> dict[str, Any]:
             default = Environment(autoescape=False).from_string(default).render(context | answers)  # noqa: S701 -- no HTML
         if question["type"] == "bool":
             default = str(default).lower() == "true"
+        if question.get("multiselect"):
+            default = yaml.safe_load(str(default))
         answers[name] = default
     return answers
 
@@ -52,17 +57,18 @@ def defaults() -> dict[str, Any]:
 def _question(name: str, question: dict[str, Any]) -> str:
     default = defaults()[name]
     shown = f"`{str(default).lower() if isinstance(default, bool) else default}`"
-    if default == "":
+    if default in ("", []):
         shown = "none"
+    elif isinstance(default, list):
+        shown = _list(default)
     follows = ", which follows from the answers above" if "{{" in str(question["default"]) else ""
     lines = [f"### `{name}`\n", f"{question['help']}\n", f"Default: {shown}{follows}."]
-    condition = question.get("ask") or question.get("when")
-    if condition:
-        lines.append(f"Asked only where `{str(condition).strip('{} ')}`.")
+    if condition := str(question.get("ask", "")).strip("{} "):
+        lines.append(f"Asked only where `{condition}`.")
     lines.append("")
     if "choices" in question:
         # "pytorch: a torch.nn.Module", or the value alone
-        meanings = [text.partition(": ")[2] for text in question["choices"]]
+        meanings = [text.partition(": ")[2].replace("<", "\\<") for text in question["choices"]]
         values = [f"`{value}`" for value in choices(name)]
         if any(meanings):
             lines.append(_table(("value", ""), list(zip(values, meanings, strict=True))))
@@ -99,6 +105,9 @@ def _tables() -> Iterator[str]:
     yield _table(("accelerator", "devices, in order", "base image"), rows)
     reserved = _list(table("reserved_endpoints"))
     yield f"Reserved, so no `endpoint`:\n{_wrapped(reserved)}\n"
+    rows = [(f"`{name}`", _list(values)) for name, values in table("reserved_names").items()]
+    yield "Kept for later versions:\n"
+    yield _table(("", "names"), rows)
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

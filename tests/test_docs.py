@@ -1,5 +1,6 @@
-"""What the documents say of the template is so: questions, choices, tests, links."""
+"""What the documents say of the template is so: questions, choices, tests, links, code."""
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import docs_prompts
+from code_blocks import Block, blocks, page
+from environments import environment
 from rendering import files_in, render
 from updating import yours
 from variants import CONTRACTS, ROOT, choices, questions
@@ -43,7 +46,8 @@ def rendered_tests(tmp_path_factory: pytest.TempPathFactory) -> str:
         {"model_type": "custom", "input_kind": "json", "auth": "jwt"},
     ):
         project = render(folder / str(len(texts)), answers)
-        texts.append("".join(path.read_text("utf-8") for path in project.glob("tests/*.py")))
+        paths = project.glob("tests/conformance/*.py")
+        texts.append("".join(path.read_text("utf-8") for path in paths))
     return "".join(texts)
 
 
@@ -112,7 +116,7 @@ def test_services_know_every_requirement(tmp_path: Path) -> None:
     """The table that a run ends with has spec.md's titles; each is tested, or is said why not."""
     text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
     titles = {int(n): title for n, title in re.findall(r"^### MS-(\d+) (.+)$", text, re.MULTILINE)}
-    tests = render(tmp_path / "service", {}) / "tests"
+    tests = render(tmp_path / "service", {}) / "tests" / "conformance"
     known = runpy.run_path(str(tests / "spec.py"))
     assert known["REQUIREMENTS"] == titles
     assert re.search(r"^Version (.+)\.$", text, re.MULTILINE)[1] == known["SPEC_VERSION"]  # type: ignore[index]
@@ -144,3 +148,62 @@ def test_readme_draws_the_tree(tmp_path: Path) -> None:
             else:
                 drawn.add((folder if bars else "") + name)
     assert drawn == files_in(render(tmp_path / "service", {}))
+
+
+# A page whose services need more than those of a model that is plain Python.
+STACKS = {"README.md": "pytorch"}
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", PAGES, ids=[path.stem for path in PAGES])
+def test_code_blocks(document: Path, tmp_path: Path) -> None:
+    """What a page's fenced blocks say is so, one by one; or a mark says why it is not tried."""
+    found = blocks(document.read_text(encoding="utf-8"))
+    if any(block.mark.startswith("test: ") for block in found):
+        do_all(found, tmp_path, STACKS.get(document.name, "custom"))
+    for block in found:
+        assert re.match(r"test: |not run: \w", block.mark), f"{document.name}:{block.line}"
+
+
+# Blocks of a service's own README that are not run, by what is in them.
+NOT_RUN = {
+    "docker build": "test_containers.py::test_image",
+    "copier update": "test_update.py::test_by_the_command_line",
+}
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"model_type": "custom"},
+        {"model_type": "custom", "input_kind": "json", "auth": "api-key"},
+        {"model_type": "custom", "input_kind": "multimodal", "auth": "jwt"},
+    ],
+    ids=["image", "json", "multimodal"],
+)
+def test_readme_of_a_service(answers: dict[str, str], tmp_path: Path) -> None:
+    """The commands in a service's README and AGENTS.md work as they stand there."""
+    project = render(tmp_path / "once", answers)
+    text = "".join((project / name).read_text("utf-8") for name in ("README.md", "AGENTS.md"))
+    found = blocks(text)
+    assert {block.language for block in found} == {"sh"}
+    marked = [Block(f"test: render service {json.dumps(answers)}", "", "", 0)]
+    for block in found:
+        tests = [test for part, test in NOT_RUN.items() if part in block.text]
+        mark = f"test: by {tests[0]}" if tests else "test: run in service"
+        marked.append(Block(mark, block.language, block.text, block.line))
+    assert sum(block.mark.startswith("test: run") for block in marked) >= len(marked) - 2
+    do_all(marked, tmp_path, "custom")
+
+
+def do_all(found: list[Block], folder: Path, stack: str) -> None:
+    """Do what blocks say, in a folder, with the environment of a stack."""
+    python = environment(stack) / "bin" / "python"
+    with page(folder, python) as begun:
+        for block in found:
+            if block.mark.startswith("not run: "):
+                continue
+            try:
+                begun.do(block)
+            except Exception as error:
+                raise AssertionError(f"line {block.line}, {block.mark}: {error}") from error
