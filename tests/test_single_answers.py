@@ -34,15 +34,13 @@ Edit = Callable[[Path], None]
 # The services that the answers are changed of: the answers, and what the owner did to main.py.
 SERVICES: dict[str, tuple[dict[str, Any], Edit | None]] = {
     "bare": ({"model_type": "paddle"} | NOTHING, None),
-    "full": ({"model_type": "custom"} | EVERYTHING, None),
-    "full-and-edited": ({"model_type": "custom"} | EVERYTHING, add_a_router),
+    "full": ({"model_type": "custom"} | EVERYTHING, add_a_router),
     "preset": ({"preset": "rapidocr"}, None),
 }
 # Each question once, and again where another service has other answers to change.
 QUESTIONS = [
     *(("bare", question) for question in questions()),
     *(("full", question) for question in [*SEVERAL, "auth"]),
-    *(("full-and-edited", question) for question in ["features", "input_kind"]),
     *(("preset", question) for question in ["preset", *next(iter(table("presets").values()))]),
 ]
 
