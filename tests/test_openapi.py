@@ -11,7 +11,7 @@ from openapi_spec_validator import OpenAPIV30SpecValidator, OpenAPIV31SpecValida
 from environments import run, tool
 from live import live
 from rendering import render
-from updating import put_seam, python
+from updating import put_model, python
 from variants import choices, table
 
 # The generator is a program in Java; the second package is a Java for machines that have none.
@@ -51,9 +51,13 @@ for body in (document, {"args": document}):
 print(api.ready())
 """
 # Of all that 3.0 says in another way, or cannot say.
-SEAM = """
+MODEL = """
 from datetime import date
 from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from serving import Input
 
 MODEL_NAME = "of many types"
 
@@ -96,19 +100,19 @@ class Model:
 
     def predict(self, inputs: list[Input[Params]]) -> list[Output]:
         return [Output(pet=item.params.pet) for item in inputs]
-
-
 """
 
 
 def make_project(folder: Path, **answers: Any) -> Path:
     """Render a service that needs no framework."""
-    return render(folder, {"model_type": "custom", "accelerator": "cpu", **answers})
+    features = ["observability", "openapi-export"]
+    axes = {"model_type": "custom", "accelerator": "cpu", "features": features}
+    return render(folder, axes | answers)
 
 
 def export(project: Path, folder: Path) -> dict[str, Any]:
     """Have the service write its documents, and return them."""
-    printed = run([python(), "openapi_export.py", str(folder)], cwd=project)
+    printed = run([python(), "-m", "serving.openapi_export", str(folder)], cwd=project)
     files = [Path(line) for line in printed.splitlines()]
     assert [file.name for file in files] == ["openapi.json", "openapi-3.0.json", "metadata.json"]
     return {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
@@ -166,8 +170,8 @@ def test_same_bytes(tmp_path: Path) -> None:
 
 def test_types_that_differ(tmp_path: Path) -> None:
     """What 3.0 says in another way is said so, and what it cannot say is left open."""
-    project = make_project(tmp_path / "service", input_kind="json", observability=False)
-    put_seam(project, SEAM)
+    project = make_project(tmp_path / "service", input_kind="json", features=["openapi-export"])
+    put_model(project, MODEL)
     documents = export(project, tmp_path / "documents")
     validate(documents)
     document = documents["openapi-3.0.json"]
