@@ -77,7 +77,7 @@ def sizes() -> dict[str, float]:
     """Return what an image of the classifier's service holds beside its base, by subject."""
     work = [text for text in listed("fastapi") if text.startswith(("numpy", "onnx", "pillow"))]
     needs = {
-        "this template": declared([CLASSIFIER | {"observability": False}]),
+        "this template": declared([CLASSIFIER | {"features": []}]),
         "this template, metrics on": declared([CLASSIFIER]),
     }
     for name in ("LitServe", "BentoML", "MLServer"):

@@ -39,7 +39,7 @@ ABOUT = {
 Four numbers go in and come back: what is left is the service. The bare route is FastAPI with the
 same two Pydantic models, and nothing else: no limits, deadline, queue or thread. MLServer is asked
 in the form of its own protocol. The peers' metrics and access logs are off, and so are ours
-(`observability=no`); the row with metrics on is what is rendered by default.""",
+(`features=[]`); the row with metrics on is what is rendered by default.""",
     "b2": """\
 A JPEG of 320 x 80 pixels (4.7 kB) with a line of text. The classifier that tells which way up it is
 comes with rapidocr, and runs on ONNX Runtime with one thread. The limit is decoding and running, in

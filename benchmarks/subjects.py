@@ -90,7 +90,7 @@ def service(name: str, model: str = "", **answers: object) -> Path:
     folder = HOME / "services" / name
     shutil.rmtree(folder, ignore_errors=True)
     if model:
-        render(folder, {"model_type": "custom", "model_module": "inference", **answers})
+        render(folder, {"model_type": "custom", **answers})
         shutil.copy(HERE / "services" / f"{model}.py", folder / "inference.py")
     else:
         render(folder, answers)
@@ -115,7 +115,7 @@ def b1() -> list[Subject]:
     request = post({"values": NUMBERS}, values=NUMBERS)
     tensor = {"name": "values", "shape": [4], "datatype": "FP32", "data": NUMBERS}
     oip = post({"outputs": [{"data": NUMBERS}]}, "/v2/models/noop/infer", inputs=[tensor])
-    ours = service("noop", model="noop", input_kind="json", endpoint="infer", observability=False)
+    ours = service("noop", model="noop", input_kind="json", endpoint="infer", features=[])
     observed = service("noop-observed", model="noop", input_kind="json", endpoint="infer")
     mlserver = Subject(
         "MLServer",
@@ -142,7 +142,7 @@ def b2() -> list[Subject]:
     multipart = Request("/infer", *form(picture), answer)
     raw = Request("/infer", picture, "image/jpeg", answer)
     ours = service(
-        "classifier", model="classifier", input_kind="image", endpoint="infer", observability=False
+        "classifier", model="classifier", input_kind="image", endpoint="infer", features=[]
     )
     return [
         Subject("limit", "ours", ["python", "limit.py", "classifier"]),
@@ -162,11 +162,9 @@ def b3() -> list[Subject]:
     embed = replace(request, path="/embed")
     ours = {
         "this template, batching": service(
-            "minilm-batching", preset="minilm", observability=False, batching=True
+            "minilm-batching", preset="minilm", features=["batching"]
         ),
-        "this template, no batching": service(
-            "minilm-single", preset="minilm", observability=False
-        ),
+        "this template, no batching": service("minilm-single", preset="minilm", features=[]),
     }
     return [
         *(

@@ -17,10 +17,16 @@ import pytest
 from environments import environment
 from live import live
 from rendering import render
-from variants import ROOT
+from updating import change
+from variants import CONTRACTS, FEATURES, ROOT
 
+# Put into the model's load.
+COUNT = """
+        with open("loads", "a") as loads:
+            print("loaded", file=loads)
+"""
 SUBJECTS = ROOT / "tests" / "subjects"
-# What a request shows without a stand-in for the model and without the log.
+# What a request shows without a fake model and without the log.
 VISIBLE = {19, 20, 21, 22, 23, 24, 25, 26, 31, 32, 33, 52, 53}
 
 
@@ -33,14 +39,19 @@ def running(folder: Path, log: Path, script: str = "main.py", **env: str) -> Ite
         yield service.url
 
 
-def conformance(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def conformance(
+    project: Path,
+    *arguments: str,
+    tests: str = "tests/conformance/test_conformance.py",
+    patience: str = "8",
+) -> subprocess.CompletedProcess[str]:
     """Run the conformance tests of a rendered project."""
     python = environment("custom") / "bin" / "python"
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     return subprocess.run(
-        [*command, "tests/test_conformance.py", *arguments],
+        [*command, tests, *arguments],
         cwd=project,
-        env=os.environ | {"PATIENCE_SECONDS": "8"},
+        env=os.environ | {"PATIENCE_SECONDS": patience},
         capture_output=True,
         text=True,
         check=False,
@@ -69,7 +80,7 @@ def test_url_of_a_rendered_service(project: Path) -> None:
     assert result.returncode == 0, result.stdout
     assert f"ML Microservice Spec 1.0.0: {url}" in result.stdout
     found = outcomes(project)
-    assert found["pass"] == VISIBLE | {36, 58, 59}
+    assert found["pass"] == VISIBLE | {58, 59}
     assert found.keys() == {"pass", "not applicable"}
 
 
@@ -78,10 +89,10 @@ def test_url_of_a_service_that_asks_for_a_key(tmp_path: Path) -> None:
     key = "a-key-of-the-deployment"
     project = render(tmp_path / "service", {"model_type": "custom", "auth": "api-key"})
     with running(project, project / "log", API_KEYS=key) as url:
-        options = ["tests/test_auth.py", "--url", url]
+        options = ["tests/conformance/test_auth.py", "--url", url]
         result = conformance(project, *options, "--header", f"Authorization: Bearer {key}")
         assert result.returncode == 0, result.stdout
-        assert outcomes(project)["pass"] == VISIBLE | {36, 58, 59, 62}
+        assert outcomes(project)["pass"] == VISIBLE | {58, 59, 62}
         assert conformance(project, *options, "-k", "test_ms_22").returncode == 1
 
 
@@ -127,28 +138,39 @@ def test_url_where_nothing_answers(project: Path) -> None:
     assert f"Nothing answers at {url}" in result.stdout
 
 
-def test_the_source_by_the_letter(project: Path) -> None:
+def test_the_source_documents_own_code(project: Path) -> None:
     """docs/source.md lists what the source document's own code fails, and nothing else."""
-    main = project / "main.py"
-    (project / "inputs.py").unlink()
-    for name in (
-        "worker.py",
-        "server.py",
-        "limits.py",
-        "uploads.py",
-        "gpu.py",
-        "metrics.py",
-        "observability.py",
-        "threads.py",
-        "replicas.py",
-    ):
-        (project / name).unlink()
-    for name in ("main.py", "device.py"):
-        shutil.copy(SUBJECTS / "by_the_letter" / name, project)
-    assert "worker" not in main.read_text("utf-8")
-    conformance(project)
+    shutil.rmtree(project / "serving")
+    for name in ("main.py", "inference.py", "device.py"):
+        shutil.copy(SUBJECTS / "seed_code" / name, project)
+    conformance(project, patience="20")
     rows: list[Any] = re.findall(
         r"^\| MS-(\d+) \| (.+?) \|", (ROOT / "docs" / "source.md").read_text("utf-8"), re.MULTILINE
     )
     found = outcomes(project)
     assert {int(number) for number, _ in rows} == found["fail"]
+
+
+def test_real_model_is_loaded_once(tmp_path: Path) -> None:
+    """However many services the tests start, only one has the real model, which may be large."""
+    answers = {
+        "model_type": "custom",
+        "input_kind": "json",
+        "auth": "api-key",
+        "contracts": list(CONTRACTS),
+        "features": list(FEATURES),
+    }
+    project = render(tmp_path / "service", answers)
+    head = "    def __init__(self, device: str) -> None:\n"
+    change(project / "inference.py", head, head + COUNT)
+    result = conformance(project, "-k", "test_ms", tests="tests", patience="60")
+    assert result.returncode == 0, result.stdout
+    assert (project / "loads").read_text("utf-8").split() == ["loaded"]
+
+
+def test_a_log_line_is_not_waited_for_as_long_as_a_load(project: Path) -> None:
+    """What a service that runs does not do is told soon, by name."""
+    change(project / "serving" / "limits.py", 'logger.info("The client', 'logger.debug("The client')
+    result = conformance(project, "-k", "test_ms_51", patience="300")
+    assert result.returncode == 1
+    assert "'The client left' did not come into the log in 10 s" in result.stdout

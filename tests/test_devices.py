@@ -1,6 +1,6 @@
 """Which device a service chooses, hands to its model and reports, on machines that we do not have.
 
-Only what asks the hardware is a stand-in: the frameworks' modules, NVIDIA's driver and NVML.
+Only what asks the hardware is a fake: the frameworks' modules, NVIDIA's driver and NVML.
 """
 
 import json
@@ -18,7 +18,7 @@ from live import START_SECONDS, Live, live
 from rendering import render
 from variants import table
 
-# What the stand-ins of the frameworks begin with: HARDWARE is a list of devices, and BROKEN the
+# What the fakes of the frameworks begin with: HARDWARE is a list of devices, and BROKEN the
 # name of what the import raises.
 STUB = """
 import builtins, os
@@ -160,7 +160,7 @@ def python() -> str:
 
 
 def with_stubs(project: Path, stubs: dict[str, str]) -> dict[str, str]:
-    """Write the stand-ins beside a project; return the environment in which they are found."""
+    """Write the fakes beside a project; return the environment in which they are found."""
     folder = project.with_name("stubs")
     for name, code in stubs.items():
         file = folder / f"{name}.py"
@@ -176,7 +176,7 @@ def choose(project: Path, env: dict[str, str], *states: dict[str, str]) -> list[
 
 
 def service(project: Path, env: dict[str, str], **more: str) -> AbstractContextManager[Live]:
-    """Start a service in an environment with stand-ins."""
+    """Start a service in an environment with fakes."""
     return live(project, python(), project.with_name("log"), **env | more)
 
 
@@ -265,7 +265,7 @@ def test_session_gets_the_device(tmp_path: Path, device: str, provider: str) -> 
     asked = [line for line in running.log.splitlines() if line.startswith("The ")]
     loaded = ["The CUDA libraries are loaded"] if device == "cuda" else []
     assert asked == [*loaded, f"The session is asked for {provider}"]
-    assert f"Loading model.onnx on {device}" in running.log
+    assert f"Loading nearest-color.onnx on {device}" in running.log
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_gpu_page(tmp_path: Path) -> None:
         state.write_text(json.dumps(gpus), encoding="utf-8")
         response = client.get("/gpu")
         assert response.status_code == 200
-        return response.json(), re.findall(r"(\w+) gpu .*?: (.*)", running.log[before:])
+        return response.json(), re.findall(r"(\w+) serving\.gpu .*?: (.*)", running.log[before:])
 
     with service(project, env) as running:
         client = running.ready()
@@ -376,7 +376,7 @@ def test_gpu_page(tmp_path: Path) -> None:
 
 def test_gpu_page_without_nvml(tmp_path: Path) -> None:
     """Without the package nvidia-ml-py the service runs, and /gpu is 200 with the reason."""
-    project = render(tmp_path / "project", {"model_type": "custom"})
+    project = render(tmp_path / "project", {"model_type": "custom", "features": ["gpu"]})
     env = with_stubs(project, {"pynvml": ""}) | {"BROKEN": "ImportError"}
     with service(project, env, DEVICE="cpu") as running:
         body = running.ready().get("/gpu").raise_for_status().json()

@@ -23,6 +23,7 @@ from schemathesis.openapi.checks import RejectedPositiveData
 from environments import environment, run
 from live import live
 from rendering import render
+from updating import put_model
 from variants import choices, table
 
 FORM = "multipart/form-data"
@@ -39,14 +40,16 @@ CONFIG: dict[str, Any] = {
 }
 
 # A model that answers with its parameters, which are of all types that a user may well take.
-SEAM = """
+MODEL = """
 from datetime import date
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from inputs import Input
+from serving import Input
+
+IMPORTS
 
 MODEL_NAME = "echo"
 
@@ -91,10 +94,15 @@ class Model:
     def predict(self, inputs: list[Input[Params]]) -> list[Output]:
         return [Output(params=item.params) for item in inputs]
 """
-# Further fields where they can be sent, and one valid request.
-PARAMETERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "image-params": ("", {"file": "example.png", "mode": "fast", "numbers": [1, 2]}),
+# What more to import, further fields where they can be sent, and one valid request.
+PARAMETERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "image-params": (
+        "from serving import Decoder\n\nDECODER = Decoder()",
+        "",
+        {"file": "example.png", "mode": "fast", "numbers": [1, 2]},
+    ),
     "json": (
+        "",
         "children: list[Nested] = []\n    by_name: dict[str, Nested] = {}",
         {"mode": "fast", "children": [{"children": [{}]}]},
     ),
@@ -263,11 +271,10 @@ def test_input_kind(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", PARAMETERS)
 def test_parameters(kind: str, tmp_path: Path) -> None:
     """So does a service whose parameters are of all the types that go over a form, or in JSON."""
-    answers = {"model_type": "custom", "input_kind": kind, "model_module": "inference"}
-    folder = render(tmp_path, answers)
-    fields, example = PARAMETERS[kind]
-    seam = SEAM.replace("FIELDS", fields).replace("SAMPLE", repr(example))
-    (folder / "inference.py").write_text(seam, encoding="utf-8")
+    folder = render(tmp_path, {"model_type": "custom", "input_kind": kind})
+    imports, fields, example = PARAMETERS[kind]
+    model = MODEL.replace("IMPORTS", imports).replace("FIELDS", fields)
+    put_model(folder, model.replace("SAMPLE", repr(example)))
     oracle = Oracle(readable_files(folder, kind), answers_with_parameters=True)
     with serve(folder, "custom") as address:
         check(address, oracle, examples=100)

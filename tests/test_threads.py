@@ -31,10 +31,10 @@ TREES = [
 ]
 # Of each framework: its environment, the service's answers, code that loads the stock model and has
 # its threads work, and how many threads a second one in NUM_THREADS adds, with NumPy's where it is
-# imported by main.py first.
+# imported by inference.py first.
 LOAD = "import main; model = main.Model('cpu')"
 TORCH = "import torch; x = torch.rand(900, 900); x @ x"
-PADDLE = "x = main.import_paddle().rand([900, 900]); float((x @ x).sum())"
+PADDLE = "import device; x = device.import_paddle().rand([900, 900]); float((x @ x).sum())"
 ANSWER = "main.encode(model.predict(main.decode(main.read.example(main.EXAMPLE))))"
 FRAMEWORKS: dict[str, tuple[str, dict[str, str], str, int]] = {
     "numpy": ("custom", {"model_type": "custom"}, "import main", 1),
@@ -73,8 +73,9 @@ def settings(**env: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Render the lightest service."""
-    return render(tmp_path_factory.mktemp("project"), {"model_type": "custom"})
+    """Render the lightest service that can run as several processes."""
+    answers = {"model_type": "custom", "features": ["replicas"]}
+    return render(tmp_path_factory.mktemp("project"), answers)
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_quota(tmp_path: Path, project: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from threads import cpu_quota
+from serving.threads import cpu_quota
 for root in range(int(sys.argv[2])):
     print(cpu_quota(Path(sys.argv[1], str(root))))
 """
@@ -146,7 +147,7 @@ def test_count(project: Path, env: dict[str, str], cpus: int, quota: str, expect
     """The CPUs or the quota, whatever is less, rounded up, shared by the workers; or a setting."""
     code = f"""
 import os
-import threads
+from serving import threads
 os.environ.pop("OMP_NUM_THREADS")  # which the import has set
 os.environ.update({env})
 threads.cpu_count = lambda: {cpus}

@@ -1,4 +1,4 @@
-"""The source document's pattern, call for call (tests/subjects/by_the_letter), with this model."""
+"""The source document's pattern, call for call (tests/subjects/seed_code), with this model."""
 
 import asyncio
 import os

@@ -1,9 +1,10 @@
 """The text-line classifier behind the rendered service."""
 
 from classifier import Classifier
-from inputs import Input
 from pydantic import BaseModel
+from serving import Decoder, Input
 
+DECODER = Decoder()
 MODEL_NAME = "text-line-angle"
 
 

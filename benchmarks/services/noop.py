@@ -1,7 +1,7 @@
 """A model that does nothing: what is left is the service."""
 
-from inputs import Input
 from pydantic import BaseModel
+from serving import Input
 
 MODEL_NAME = "noop"
 

@@ -12,7 +12,7 @@ LABELS = ("0", "180")
 
 
 def decode(file: bytes) -> Image.Image:
-    """Return a picture as upright RGB, as the rendered service's inputs.py does."""
+    """Return a picture as upright RGB, as the rendered service's decoder does."""
     return ImageOps.exif_transpose(Image.open(BytesIO(file), formats=FORMATS)).convert("RGB")
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -24,8 +24,10 @@ from conformance.samples import Samples, find_route, make_samples
 __all__ = ["pytest_terminal_summary"]
 
 ROOT = Path(__file__).parents[2]
-# A framework's first import takes its time on a busy machine.
+# A framework's first import takes its time on a busy machine; so does the load of a model.
 PATIENCE_SECONDS = float(os.getenv("PATIENCE_SECONDS", "300"))
+# What a service that runs does, it does soon: a test that waits in vain should not take minutes.
+REACTION_SECONDS = max(10.0, PATIENCE_SECONDS / 30)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,6 +53,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=str(ROOT / ".conformance"),
         help="where report.json and junit.xml go",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the test that stops the service to the end: the real model is loaded once, for all."""
+    items.sort(key=lambda item: item.name == "test_ms_50_sigterm")
+
+
+@contextmanager
+def expecting(what: str) -> Iterator[None]:
+    """Name what a socket has waited for in vain."""
+    try:
+        yield
+    except TimeoutError:
+        pytest.fail(f"{what} did not come in {REACTION_SECONDS:g} s")
 
 
 @dataclass
@@ -96,7 +112,7 @@ class Service:
 
     def wait_for_call(self) -> None:
         """Wait until a call hangs in the fake model, so that the next one has to queue."""
-        self._wait((self.folder / "called").exists, "No call came")
+        self._wait((self.folder / "called").exists, "No call came", REACTION_SECONDS)
 
     def predict_works(self) -> None:
         """Have the fake model answer at once again, hung calls included."""
@@ -104,7 +120,7 @@ class Service:
         (self.folder / "hang").unlink(missing_ok=True)
 
     def wait_until(self, path: str, status: int) -> httpx.Response:
-        """Ask for a path until it answers with this status."""
+        """Ask for a path until it has this status; a success may have to wait for a load."""
         answers: list[httpx.Response] = []
 
         def has_answered() -> bool:
@@ -114,12 +130,14 @@ class Service:
                 answers[:] = [self.client.get(path)]
             return bool(answers) and answers[0].status_code == status
 
-        self._wait(has_answered, f"{path} did not answer {status}")
+        seconds = PATIENCE_SECONDS if httpx.codes.is_success(status) else REACTION_SECONDS
+        self._wait(has_answered, f"{path} did not answer {status}", seconds)
         return answers[0]
 
     def wait_for_log(self, text: str) -> None:
-        """Wait until the log holds this text."""
-        self._wait(lambda: text in self.log, f"{text!r} is not in the log")
+        """Wait until the log of a service that has started holds this text."""
+        complaint = f"{text!r} did not come into the log"
+        self._wait(lambda: text in self.log, complaint, REACTION_SECONDS)
 
     def wait_for_exit(self) -> int:
         """Wait until the process has ended by itself, and return its exit status."""
@@ -148,12 +166,14 @@ class Service:
             return self.process.exitcode
         return self.process.poll() if self.process else None
 
-    def _wait(self, condition: Callable[[], bool], complaint: str) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+    def _wait(
+        self, condition: Callable[[], bool], complaint: str, seconds: float = PATIENCE_SECONDS
+    ) -> None:
+        deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
                 log = f":\n{self.log}" if self.home else ""
-                pytest.fail(f"{complaint} in {PATIENCE_SECONDS:g} s{log}")
+                pytest.fail(f"{complaint} in {seconds:g} s{log}")
             time.sleep(0.02)
 
 

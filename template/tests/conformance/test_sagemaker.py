@@ -78,20 +78,20 @@ def test_ms_65_ping(launcher: Launcher, service: Service, samples: Samples) -> N
         assert [call.result().status_code for call in calls] == [200, 200]
 
 
-def test_ms_65_override(launcher: Launcher, tmp_path: Path) -> None:
+def test_ms_65_override(launcher: Launcher, answer: str, tmp_path: Path) -> None:
     """The handlers in model.py win over the service's own, which stays as it is."""
     (tmp_path / "model.py").write_text(SCRIPT)
-    running = launcher.start(SAGEMAKER_MODEL_PATH=str(tmp_path))
+    running = launcher.start_fake(answer, SAGEMAKER_MODEL_PATH=str(tmp_path))
     running.wait_until("/ping", 201)
     running.wait_until("/ready", 200)
     assert running.client.post("/invocations", content=b"12345").json() == {"bytes": 5}
     assert "Model loaded in" in running.log
 
 
-def test_ms_65_broken_script(launcher: Launcher, tmp_path: Path) -> None:
+def test_ms_65_broken_script(launcher: Launcher, answer: str, tmp_path: Path) -> None:
     """A script that cannot be used ends the start with 1, and one line that says where and why."""
     (tmp_path / "model.py").write_text("import json\nmistake = nothing\n")
-    running = launcher.start(SAGEMAKER_MODEL_PATH=str(tmp_path))
+    running = launcher.start_fake(answer, SAGEMAKER_MODEL_PATH=str(tmp_path))
     assert running.wait_for_exit() == 1
     [line] = running.log.splitlines()
     for words in ("CRITICAL", "name 'nothing' is not defined", "model.py, line 2"):

@@ -1,7 +1,8 @@
 """A service that does what the code in the source document does, call for call (sections 3 to 7).
 
-What the document leaves open is filled in with as little as possible: the model, `preprocess`,
-`postprocess`, the values of `/gpu`, and `serve`, which starts uvicorn as its Dockerfile means to.
+What the document leaves open is filled in with as little as possible: the model in inference.py,
+`preprocess`, `postprocess`, the values of `/gpu`, and `serve`, which starts uvicorn as its
+Dockerfile means to.
 """
 
 import asyncio
@@ -16,8 +17,8 @@ import uvicorn
 from device import get_device
 from fastapi import FastAPI, File, HTTPException, UploadFile
 from fastapi.middleware.cors import CORSMiddleware
+from inference import Model, Output
 from PIL import Image
-from pydantic import BaseModel
 
 try:
     import pynvml
@@ -29,28 +30,6 @@ except ImportError:
 MODEL_NAME = os.getenv("MODEL_NAME", "default-variant")
 MAX_UPLOAD_BYTES = int(os.getenv("MAX_UPLOAD_MB", "20")) * 1024 * 1024
 INFER_TIMEOUT = int(os.getenv("INFER_TIMEOUT_SECONDS", "60"))
-
-EXAMPLE = {"file": "example.png"}
-
-
-class Output(BaseModel):
-    """The size of a picture."""
-
-    width: int
-    height: int
-
-
-class Model:
-    """Measures pictures."""
-
-    def __init__(self, device: str) -> None:
-        """Load nothing."""
-        self.device = device
-
-    def predict(self, inputs: list[Image.Image]) -> list[Output]:
-        """Return the size of each picture."""
-        return [Output(width=picture.width, height=picture.height) for picture in inputs]
-
 
 model: Model | None = None
 
