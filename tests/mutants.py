@@ -206,7 +206,11 @@ MUTANTS = [
     mutant(
         28,
         "on-the-event-loop",
-        (MAIN, "await worker.run(job, gone=request.state.is_disconnected)", "worker.answer([job])[0]"),
+        (
+            MAIN,
+            "await worker.run(job, gone=request.state.is_disconnected)",
+            "worker.answer([job])[0]",
+        ),
     ),
     mutant(
         29,

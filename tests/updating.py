@@ -175,7 +175,10 @@ def add_to_main(project: Path, code: str) -> None:
     """Write code of a user's own into main.py, at the place that is marked for it."""
     main = project / "main.py"
     text, count = re.subn(
-        "^# Your own endpoints.*\n", lambda mark: mark[0] + code, main.read_text(), flags=re.M
+        "^# Your own endpoints.*\n",
+        lambda mark: mark[0] + code,
+        main.read_text(),
+        flags=re.MULTILINE,
     )
     assert count == 1
     main.write_text(text, encoding="utf-8")

@@ -3,8 +3,9 @@
 import logging
 import os
 import sys
+from functools import cache
 
-from limits import CannotLoad
+from serving.limits import CannotLoad
 
 DEVICES = ("cuda", "mps", "cpu")
 PREFERRED = ("mps",)  # in this order, before the CPU
@@ -12,6 +13,7 @@ PREFERRED = ("mps",)  # in this order, before the CPU
 logger = logging.getLogger(__name__)
 
 
+@cache
 def get_device() -> str:
     """Return "cuda", "mps" or "cpu": what DEVICE says, else the first preferred one that is there.
 

@@ -4,8 +4,9 @@ import ctypes
 import logging
 import os
 import sys
+from functools import cache
 
-from limits import CannotLoad
+from serving.limits import CannotLoad
 
 DEVICES = ("cuda", "mps", "cpu")
 PREFERRED = ("cuda", "mps")  # in this order, before the CPU
@@ -14,6 +15,7 @@ PROVIDERS = {"cuda": "CUDAExecutionProvider", "mps": "CoreMLExecutionProvider"}
 logger = logging.getLogger(__name__)
 
 
+@cache
 def get_device() -> str:
     """Return "cuda", "mps" or "cpu": what DEVICE says, else the first preferred one that is there.
 

@@ -3,7 +3,7 @@
 `POST /describe` answers requests; `GET /health` and `GET /ready` tell how the service is.
 """
 
-from threads import NUM_THREADS, THREADS_LIMIT  # first: it tells NumPy how many
+from serving import NUM_THREADS  # first: NumPy and the frameworks read it when they are loaded
 
 # isort: split
 
@@ -17,20 +17,18 @@ from contextlib import asynccontextmanager
 from functools import partial
 from operator import attrgetter
 
-import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from pydantic import BaseModel, Field
 
 from device import get_device
-from gpu import router as gpu_router
-from inputs import CONTENT_TYPES, Input, decode
-from limits import RESPONSES, CannotLoad, NotReady, direct, env_bool, env_int, guard
-from observability import TELEMETRY, configure_logging, observe
-from replicas import run
-from server import Door
-from uploads import Reader
-from worker import Bounds, Job, Worker, answer_each
+from inference import DECODER, EXAMPLE, MODEL_NAME, Model, Output, Params
+from serving.inputs import CONTENT_TYPES, Input
+from serving.limits import RESPONSES, NotReady, env_bool, env_int, guard
+from serving.observability import TELEMETRY, configure_logging, observe
+from serving.requests import Reader
+from serving.server import Door, run
+from serving.threads import THREADS_LIMIT
+from serving.worker import Bounds, Job, Worker, answer_each
 
 PORT = env_int("PORT", 8000)
 MAX_UPLOAD_BYTES = env_int("MAX_UPLOAD_MB", 20, minimum=1) * 1024 * 1024
@@ -46,73 +44,15 @@ if LOG_LEVEL not in logging.getLevelNamesMapping():
 configure_logging(level=LOG_LEVEL)
 logger = logging.getLogger(__name__)
 
-
-# Your model starts here.
-
-MODEL_NAME = os.getenv("MODEL_NAME", "model.onnx")
-
-GRID = 64  # points along each side of a frame that are looked at
-PROVIDERS = {
-    "cuda": "CUDAExecutionProvider",
-    "mps": "CoreMLExecutionProvider",
-    "cpu": "CPUExecutionProvider",
-}
-
-
-class Params(BaseModel):
-    """Parameters beside the clip: none."""
-
-
-class Output(BaseModel):
-    """How much moves in the clip."""
-
-    motion: float = Field(description="mean change of brightness between frames, 0 to 1")
-    busiest_second: float = Field(description="when the picture changes most, from the start")
-
-
-EXAMPLE = {"file": "example.mp4"}
-
-
-class Model:
-    """Measures the change from frame to frame, by one linear layer over pairs of pixels."""
-
-    def __init__(self, device: str) -> None:
-        """Load the .onnx file MODEL_NAME onto the device: "cuda", "mps" or "cpu"."""
-        import onnxruntime
-
-        if device == "cuda":
-            onnxruntime.preload_dlls()
-        provider = PROVIDERS[device]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = NUM_THREADS
-        self.session = onnxruntime.InferenceSession(MODEL_NAME, options, providers=[provider])
-        # ONNX Runtime falls back to the CPU with no more than a warning.
-        if self.session.get_providers()[0] != provider:
-            raise CannotLoad(f"{provider} did not load; set DEVICE=cpu to run without it")
-
-    def _logits(self, features: np.ndarray) -> np.ndarray:
-        """Run the model: float32 (n, features) in, float32 (n, logits) out."""
-        return np.asarray(self.session.run(["logits"], {"features": features})[0])
-
-    def predict(self, inputs: list[Input[Params]]) -> list[Output]:
-        """Return the motion in each clip."""
-        return [self._motion(item.frames, item.fps) for item in inputs]
-
-    def _motion(self, frames: np.ndarray, fps: float) -> Output:
-        if len(frames) == 1:
-            return Output(motion=0.0, busiest_second=0.0)
-        rows, columns = (np.linspace(0, side - 1, GRID).astype(int) for side in frames.shape[1:3])
-        points = frames[:, rows[:, None], columns].mean(axis=3, dtype=np.float32) / 255
-        pairs = np.stack([points[:-1], points[1:]], axis=-1).reshape(-1, 2)
-        changes = np.abs(self._logits(pairs)).reshape(len(frames) - 1, -1).mean(axis=1)
-        busiest = (int(changes.argmax()) + 1) / fps
-        return Output(motion=round(float(changes.mean()), 4), busiest_second=round(busiest, 2))
-
-
-# Your model ends here.
-
 model: Model | None = None
-read = Reader(Params, field="file", content_types=CONTENT_TYPES, max_bytes=MAX_UPLOAD_BYTES)
+read = Reader(
+    Params,
+    field=DECODER.field,
+    several=False,
+    content_types=CONTENT_TYPES,
+    max_bytes=MAX_UPLOAD_BYTES,
+)
+decode = DECODER.decode
 
 
 def load() -> None:
@@ -181,12 +121,6 @@ app = FastAPI(
     lifespan=lifespan,
     telemetry=TELEMETRY,
 )
-guard(app, max_bytes=MAX_UPLOAD_BYTES)
-app.add_middleware(
-    CORSMiddleware, allow_origins=CORS_ORIGINS, allow_methods=["*"], allow_headers=["*"]
-)
-observe(app, worker)
-app.include_router(gpu_router)
 
 
 @app.get("/health")
@@ -213,11 +147,17 @@ async def infer(request: Request) -> Response:
     worker.admit()
     upload = await read(request)
     job = Job(partial(decode, upload), encode)
-    body = await worker.run(job, gone=request.is_disconnected)
+    body = await worker.run(job, gone=request.state.is_disconnected)
     return Response(body, media_type="application/json")
 
 
-direct(app, infer)
+# Your own endpoints, routers and middleware go here. What follows is outermost, so it stays last.
+
+guard(app, max_bytes=MAX_UPLOAD_BYTES)
+app.add_middleware(
+    CORSMiddleware, allow_origins=CORS_ORIGINS, allow_methods=["*"], allow_headers=["*"]
+)
+observe(app, worker)
 
 
 def serve() -> None:

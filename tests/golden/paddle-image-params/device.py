@@ -5,9 +5,10 @@ import logging
 import os
 import signal
 import sys
+from functools import cache
 from types import ModuleType
 
-from limits import CannotLoad
+from serving.limits import CannotLoad
 
 DEVICES = ("cuda", "mps", "cpu")
 PREFERRED = ("cuda", "mps")  # in this order, before the CPU
@@ -15,6 +16,7 @@ PREFERRED = ("cuda", "mps")  # in this order, before the CPU
 logger = logging.getLogger(__name__)
 
 
+@cache
 def get_device() -> str:
     """Return "cuda", "mps" or "cpu": what DEVICE says, else the first preferred one that is there.
 

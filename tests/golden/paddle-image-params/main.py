@@ -3,7 +3,7 @@
 `POST /colors` answers requests; `GET /health` and `GET /ready` tell how the service is.
 """
 
-from threads import NUM_THREADS, THREADS_LIMIT  # first: it tells NumPy how many
+from serving import NUM_THREADS  # first: NumPy and the frameworks read it when they are loaded
 
 # isort: split
 
@@ -17,21 +17,18 @@ from contextlib import asynccontextmanager
 from functools import partial
 from operator import attrgetter
 
-import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from PIL import Image
-from pydantic import BaseModel, Field
 
-from device import get_device, import_paddle
-from gpu import router as gpu_router
-from inputs import CONTENT_TYPES, Input, decode
-from limits import RESPONSES, NotReady, direct, env_bool, env_int, guard
-from observability import TELEMETRY, configure_logging, observe
-from replicas import run
-from server import Door
-from uploads import Reader
-from worker import Bounds, Job, Worker, answer_each
+from device import get_device
+from inference import DECODER, EXAMPLE, MODEL_NAME, Model, Output, Params
+from serving.inputs import CONTENT_TYPES, Input
+from serving.limits import RESPONSES, NotReady, env_bool, env_int, guard
+from serving.observability import TELEMETRY, configure_logging, observe
+from serving.requests import Reader
+from serving.server import Door, run
+from serving.threads import THREADS_LIMIT
+from serving.worker import Bounds, Job, Worker, answer_each
 
 PORT = env_int("PORT", 8000)
 MAX_UPLOAD_BYTES = env_int("MAX_UPLOAD_MB", 20, minimum=1) * 1024 * 1024
@@ -47,97 +44,15 @@ if LOG_LEVEL not in logging.getLevelNamesMapping():
 configure_logging(level=LOG_LEVEL)
 logger = logging.getLogger(__name__)
 
-
-# Your model starts here.
-
-MODEL_NAME = os.getenv("MODEL_NAME", "nearest-color")
-
-COLORS = {
-    "black": (0, 0, 0),
-    "gray": (128, 128, 128),
-    "white": (255, 255, 255),
-    "red": (255, 0, 0),
-    "orange": (255, 140, 0),
-    "yellow": (255, 255, 0),
-    "green": (0, 160, 0),
-    "cyan": (0, 255, 255),
-    "blue": (0, 0, 255),
-    "purple": (128, 0, 160),
-    "pink": (255, 160, 190),
-    "brown": (120, 70, 20),
-}
-PALETTE = np.array(list(COLORS.values()), dtype=np.float32) / 255
-# The colour c nearest to a pixel p is the one with the greatest 2 p·c - |c|²: one linear layer.
-WEIGHTS = 2 * PALETTE.T
-BIAS = -np.square(PALETTE).sum(axis=1)
-
-
-class Params(BaseModel):
-    """Parameters beside the picture."""
-
-    top_k: int = Field(default=3, ge=1, le=len(COLORS), description="colours to return at most")
-
-
-class Share(BaseModel):
-    """One colour of the picture."""
-
-    color: str
-    share: float = Field(description="part of the picture that it takes up, 0 to 1")
-
-
-class Output(BaseModel):
-    """The picture's colours, the most common one first."""
-
-    colors: list[Share]
-
-
-EXAMPLE = {"file": "example.png", "top_k": 2}
-
-
-class Model:
-    """Gives every pixel the name of its nearest colour, by one linear layer."""
-
-    def __init__(self, device: str) -> None:
-        """Put the weights on the device: "cuda" or "cpu"."""
-        paddle = import_paddle()
-        paddle.set_device("gpu" if device == "cuda" else device)
-        self.layer = paddle.nn.Linear(*WEIGHTS.shape)
-        self.layer.set_state_dict({"weight": WEIGHTS, "bias": BIAS})
-        self.layer.eval()
-
-    def _logits(self, features: np.ndarray) -> np.ndarray:
-        """Run the layer: float32 (n, features) in, float32 (n, logits) out."""
-        paddle = import_paddle()
-        with paddle.no_grad():
-            return np.asarray(self.layer(paddle.to_tensor(features)))
-
-    def predict(self, inputs: list[Input[Params]]) -> list[Output]:
-        """Return the most common colours of each picture."""
-        return [self._colors(item.image, item.params.top_k) for item in inputs]
-
-    def _colors(self, image: Image.Image, top_k: int) -> Output:
-        shares = self._shares(image)
-        order = np.argsort(-shares, kind="stable")[:top_k]
-        names = list(COLORS)
-        return Output(
-            colors=[
-                Share(color=names[index], share=round(float(shares[index]), 3))
-                for index in order
-                if shares[index] > 0
-            ]
-        )
-
-    def _shares(self, image: Image.Image) -> np.ndarray:
-        """Return the part of the picture, 0 to 1, that each of COLORS takes up."""
-        pixels = np.asarray(image.resize((64, 64)), dtype=np.float32).reshape(-1, 3) / 255
-        nearest = self._logits(pixels).argmax(axis=1)
-        return np.bincount(nearest, minlength=len(COLORS)) / len(nearest)
-
-
-# Your model ends here.
-
 model: Model | None = None
-read = Reader(Params, field="file", content_types=CONTENT_TYPES, max_bytes=MAX_UPLOAD_BYTES)
+read = Reader(
+    Params,
+    field=DECODER.field,
+    several=False,
+    content_types=CONTENT_TYPES,
+    max_bytes=MAX_UPLOAD_BYTES,
+)
+decode = DECODER.decode
 
 
 def load() -> None:
@@ -206,12 +121,6 @@ app = FastAPI(
     lifespan=lifespan,
     telemetry=TELEMETRY,
 )
-guard(app, max_bytes=MAX_UPLOAD_BYTES)
-app.add_middleware(
-    CORSMiddleware, allow_origins=CORS_ORIGINS, allow_methods=["*"], allow_headers=["*"]
-)
-observe(app, worker)
-app.include_router(gpu_router)
 
 
 @app.get("/health")
@@ -238,11 +147,17 @@ async def infer(request: Request) -> Response:
     worker.admit()
     upload = await read(request)
     job = Job(partial(decode, upload), encode)
-    body = await worker.run(job, gone=request.is_disconnected)
+    body = await worker.run(job, gone=request.state.is_disconnected)
     return Response(body, media_type="application/json")
 
 
-direct(app, infer)
+# Your own endpoints, routers and middleware go here. What follows is outermost, so it stays last.
+
+guard(app, max_bytes=MAX_UPLOAD_BYTES)
+app.add_middleware(
+    CORSMiddleware, allow_origins=CORS_ORIGINS, allow_methods=["*"], allow_headers=["*"]
+)
+observe(app, worker)
 
 
 def serve() -> None:

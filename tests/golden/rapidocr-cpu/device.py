@@ -2,14 +2,16 @@
 
 import logging
 import os
+from functools import cache
 
-from limits import CannotLoad
+from serving.limits import CannotLoad
 
 DEVICES = ("cuda", "mps", "cpu")
 
 logger = logging.getLogger(__name__)
 
 
+@cache
 def get_device() -> str:
     """Return what DEVICE says, else "cpu": the packages of this service are built for the CPU."""
     wanted = os.getenv("DEVICE")

@@ -2,8 +2,9 @@
 
 import logging
 import os
+from functools import cache
 
-from limits import CannotLoad
+from serving.limits import CannotLoad
 
 DEVICES = ("cuda", "mps", "cpu")
 PREFERRED = ("cuda",)  # in this order, before the CPU
@@ -11,6 +12,7 @@ PREFERRED = ("cuda",)  # in this order, before the CPU
 logger = logging.getLogger(__name__)
 
 
+@cache
 def get_device() -> str:
     """Return "cuda", "mps" or "cpu": what DEVICE says, else the first preferred one that is there.
 

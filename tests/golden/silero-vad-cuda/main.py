@@ -3,7 +3,7 @@
 `POST /detect-speech` answers requests; `GET /health` and `GET /ready` tell how the service is.
 """
 
-from threads import NUM_THREADS, THREADS_LIMIT  # first: it tells NumPy how many
+from serving import NUM_THREADS  # first: NumPy and the frameworks read it when they are loaded
 
 # isort: split
 
@@ -19,17 +19,17 @@ from operator import attrgetter
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from pydantic import BaseModel, Field
 
 from device import get_device
-from gpu import router as gpu_router
-from inputs import CONTENT_TYPES, Input, decode
-from limits import RESPONSES, NotReady, direct, env_bool, env_int, guard
-from observability import TELEMETRY, configure_logging, observe
-from replicas import run
-from server import Door
-from uploads import Reader
-from worker import Bounds, Job, Worker, answer_each
+from inference import DECODER, EXAMPLE, MODEL_NAME, Model, Output, Params
+from serving.gpu import router as gpu_router
+from serving.inputs import CONTENT_TYPES, Input
+from serving.limits import RESPONSES, NotReady, env_bool, env_int, guard
+from serving.observability import TELEMETRY, configure_logging, observe
+from serving.requests import Reader
+from serving.server import Door, run
+from serving.threads import THREADS_LIMIT
+from serving.worker import Bounds, Job, Worker, answer_each
 
 PORT = env_int("PORT", 8000)
 MAX_UPLOAD_BYTES = env_int("MAX_UPLOAD_MB", 20, minimum=1) * 1024 * 1024
@@ -45,70 +45,15 @@ if LOG_LEVEL not in logging.getLevelNamesMapping():
 configure_logging(level=LOG_LEVEL)
 logger = logging.getLogger(__name__)
 
-
-# Your model starts here.
-
-MODEL_NAME = os.getenv("MODEL_NAME", "silero-vad")  # its weights come with the package
-
-
-class Params(BaseModel):
-    """Parameters beside the recording."""
-
-    threshold: float = Field(
-        default=0.5, ge=0, le=1, description="how sure the model must be that somebody speaks"
-    )
-
-
-class Segment(BaseModel):
-    """A stretch of speech."""
-
-    start: float = Field(description="seconds from the start of the recording")
-    end: float
-
-
-class Output(BaseModel):
-    """When somebody speaks."""
-
-    segments: list[Segment]
-
-
-EXAMPLE = {"file": "example.wav", "threshold": 0.5}
-
-
-class Model:
-    """Silero VAD, a voice activity detector."""
-
-    def __init__(self, device: str) -> None:
-        """Load the network onto the device: "cuda", "mps" or "cpu"."""
-        from silero_vad import load_silero_vad
-
-        self.device = device
-        self.network = load_silero_vad().to(device)
-
-    def predict(self, inputs: list[Input[Params]]) -> list[Output]:
-        """Find the speech in each recording."""
-        # One by one: the network hears a recording in order, and keeps a state.
-        return [self._segments(item) for item in inputs]
-
-    def _segments(self, item: Input[Params]) -> Output:
-        import torch
-        from silero_vad import get_speech_timestamps
-
-        segments = get_speech_timestamps(
-            torch.tensor(item.samples, device=self.device),
-            self.network,
-            threshold=item.params.threshold,
-            sampling_rate=item.sample_rate,
-            return_seconds=True,
-            time_resolution=2,
-        )
-        return Output(segments=[Segment(**segment) for segment in segments])
-
-
-# Your model ends here.
-
 model: Model | None = None
-read = Reader(Params, field="file", content_types=CONTENT_TYPES, max_bytes=MAX_UPLOAD_BYTES)
+read = Reader(
+    Params,
+    field=DECODER.field,
+    several=False,
+    content_types=CONTENT_TYPES,
+    max_bytes=MAX_UPLOAD_BYTES,
+)
+decode = DECODER.decode
 
 
 def load() -> None:
@@ -177,11 +122,6 @@ app = FastAPI(
     lifespan=lifespan,
     telemetry=TELEMETRY,
 )
-guard(app, max_bytes=MAX_UPLOAD_BYTES)
-app.add_middleware(
-    CORSMiddleware, allow_origins=CORS_ORIGINS, allow_methods=["*"], allow_headers=["*"]
-)
-observe(app, worker)
 app.include_router(gpu_router)
 
 
@@ -209,11 +149,17 @@ async def infer(request: Request) -> Response:
     worker.admit()
     upload = await read(request)
     job = Job(partial(decode, upload), encode)
-    body = await worker.run(job, gone=request.is_disconnected)
+    body = await worker.run(job, gone=request.state.is_disconnected)
     return Response(body, media_type="application/json")
 
 
-direct(app, infer)
+# Your own endpoints, routers and middleware go here. What follows is outermost, so it stays last.
+
+guard(app, max_bytes=MAX_UPLOAD_BYTES)
+app.add_middleware(
+    CORSMiddleware, allow_origins=CORS_ORIGINS, allow_methods=["*"], allow_headers=["*"]
+)
+observe(app, worker)
 
 
 def serve() -> None:

@@ -3,7 +3,7 @@
 `POST /transcribe` answers requests; `GET /health` and `GET /ready` tell how the service is.
 """
 
-from threads import NUM_THREADS, THREADS_LIMIT  # first: it tells NumPy how many
+from serving import NUM_THREADS  # first: NumPy and the frameworks read it when they are loaded
 
 # isort: split
 
@@ -16,22 +16,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
 
-import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from pydantic import BaseModel
 
 from device import get_device
-from gpu import router as gpu_router
-from inputs import CONTENT_TYPES, Input, decode
-from limits import RESPONSES, BadInput, CannotLoad, NotReady, direct, env_bool, env_int, guard
-from observability import TELEMETRY, configure_logging, observe
-from replicas import run
-from server import Door
-from uploads import Reader
-from worker import Bounds, Job, Worker, answer_each
+from inference import DECODER, EXAMPLE, MODEL_NAME, Model, Output, Params
+from serving.gpu import router as gpu_router
+from serving.inputs import CONTENT_TYPES, Input
+from serving.limits import RESPONSES, NotReady, env_bool, env_int, guard
+from serving.observability import TELEMETRY, configure_logging, observe
+from serving.requests import Reader
+from serving.server import Door, run
+from serving.threads import THREADS_LIMIT
+from serving.worker import Bounds, Job, Worker, answer_each
 
 PORT = env_int("PORT", 8000)
 MAX_UPLOAD_BYTES = env_int("MAX_UPLOAD_MB", 20, minimum=1) * 1024 * 1024
@@ -47,73 +45,15 @@ if LOG_LEVEL not in logging.getLevelNamesMapping():
 configure_logging(level=LOG_LEVEL)
 logger = logging.getLogger(__name__)
 
-
-# Your model starts here.
-
-# The name of a checkpoint on the Hugging Face hub, or a folder.
-MODEL_NAME = os.getenv("MODEL_NAME", "facebook/wav2vec2-base-960h")
-MIN_SAMPLES = 400  # what the model's first layers span: 25 ms
-
-
-class Params(BaseModel):
-    """Parameters beside the recording: none."""
-
-
-class Output(BaseModel):
-    """What was said."""
-
-    text: str
-
-
-EXAMPLE = {"file": "example.wav"}
-
-
-class Model:
-    """A speech recogniser that is trained with CTC."""
-
-    def __init__(self, device: str) -> None:
-        """Load the checkpoint onto the device: "cuda", "mps" or "cpu"."""
-        from transformers import AutoModelForCTC, AutoProcessor
-
-        folder = download(MODEL_NAME)
-        self.processor = AutoProcessor.from_pretrained(folder)
-        model = AutoModelForCTC.from_pretrained(folder, dtype="float32")
-        self.model = model.to(device).eval()
-
-    def predict(self, inputs: list[Input[Params]]) -> list[Output]:
-        """Transcribe each recording."""
-        # One by one: trained without a mask, this model would hear the padding of a batch.
-        return [self._transcribe(item.samples, item.sample_rate) for item in inputs]
-
-    def _transcribe(self, samples: np.ndarray, sample_rate: int) -> Output:
-        import torch
-
-        if len(samples) < MIN_SAMPLES:
-            raise BadInput("The recording is too short to transcribe.")
-        batch = self.processor(samples, sampling_rate=sample_rate, return_tensors="pt")
-        with torch.inference_mode():
-            logits = self.model(**batch.to(self.model.device)).logits
-        return Output(text=self.processor.batch_decode(logits.argmax(dim=-1))[0])
-
-
-def download(name: str) -> str:
-    """Return a model's folder, fetched from the hub (with a progress bar) unless it is local."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    if Path(name).is_dir():
-        return name
-    logger.info("Downloading %s, unless it is in the cache", name)
-    try:
-        return snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"])
-    except (LocalEntryNotFoundError, HFValidationError) as error:
-        raise CannotLoad(f"MODEL_NAME={name}: no such folder, and no hub gives it") from error
-
-
-# Your model ends here.
-
 model: Model | None = None
-read = Reader(Params, field="file", content_types=CONTENT_TYPES, max_bytes=MAX_UPLOAD_BYTES)
+read = Reader(
+    Params,
+    field=DECODER.field,
+    several=False,
+    content_types=CONTENT_TYPES,
+    max_bytes=MAX_UPLOAD_BYTES,
+)
+decode = DECODER.decode
 
 
 def load() -> None:
@@ -182,11 +122,6 @@ app = FastAPI(
     lifespan=lifespan,
     telemetry=TELEMETRY,
 )
-guard(app, max_bytes=MAX_UPLOAD_BYTES)
-app.add_middleware(
-    CORSMiddleware, allow_origins=CORS_ORIGINS, allow_methods=["*"], allow_headers=["*"]
-)
-observe(app, worker)
 app.include_router(gpu_router)
 
 
@@ -214,11 +149,17 @@ async def infer(request: Request) -> Response:
     worker.admit()
     upload = await read(request)
     job = Job(partial(decode, upload), encode)
-    body = await worker.run(job, gone=request.is_disconnected)
+    body = await worker.run(job, gone=request.state.is_disconnected)
     return Response(body, media_type="application/json")
 
 
-direct(app, infer)
+# Your own endpoints, routers and middleware go here. What follows is outermost, so it stays last.
+
+guard(app, max_bytes=MAX_UPLOAD_BYTES)
+app.add_middleware(
+    CORSMiddleware, allow_origins=CORS_ORIGINS, allow_methods=["*"], allow_headers=["*"]
+)
+observe(app, worker)
 
 
 def serve() -> None:

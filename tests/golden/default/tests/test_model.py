@@ -5,7 +5,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from conftest import ROOT, Service
+from conformance.plugin import ROOT, Service
 
 ROUTE = "/classify"
 

@@ -2,7 +2,7 @@
 
 import json
 
-from conftest import Service
+from conformance.plugin import Service
 
 ROUTE = "/infer"
 

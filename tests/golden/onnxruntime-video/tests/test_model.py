@@ -2,7 +2,7 @@
 
 import pytest
 
-from conftest import ROOT, Service
+from conformance.plugin import ROOT, Service
 
 ROUTE = "/describe"
 

@@ -4,7 +4,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from conftest import ROOT, Service
+from conformance.plugin import ROOT, Service
 
 ROUTE = "/ocr"
 

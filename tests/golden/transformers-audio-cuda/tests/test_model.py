@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from transformers import pipeline
 
-from conftest import ROOT, Service
+from conformance.plugin import ROOT, Service
 
 ROUTE = "/transcribe"
 
 
 def test_answer_of_the_framework(service: Service, model_env: dict[str, str]) -> None:
     """The service says what transformers itself says of the same recording."""
-    from inputs import decode_audio
+    from serving.inputs import decode_audio
 
     transcribe: Any = pipeline("automatic-speech-recognition", model=model_env["MODEL_NAME"])
     file = (ROOT / "example.wav").read_bytes()

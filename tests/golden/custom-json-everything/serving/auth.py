@@ -1,0 +1,312 @@
+"""Who may ask: whatever could run the model needs a token, and a policy may have a say."""
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Self
+
+import httpx
+import jwt
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serving.limits import Refusal, env_int, respond
+
+JWT_SECRET = os.getenv("JWT_SECRET", "")
+JWT_JWKS_URL = os.getenv("JWT_JWKS_URL", "")
+JWT_ALGORITHM = os.getenv("JWT_ALGORITHM") or ("RS256" if JWT_JWKS_URL else "HS256")
+JWT_AUDIENCE = os.getenv("JWT_AUDIENCE") or "my-model-server"
+JWT_ISSUER = os.getenv("JWT_ISSUER") or None  # anyone who has the key
+PDP_URL = os.getenv("PDP_URL", "")
+PDP_TIMEOUT_SECONDS = env_int("PDP_TIMEOUT_SECONDS", 2, minimum=1)
+
+# They run no model and change nothing.
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+SCHEMES = {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
+
+# The algorithms of a secret, and its least length in bytes: that of the hash.
+SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
+PUBLIC = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+LEEWAY_SECONDS = 5  # by which clocks may differ
+
+# The issuer's keys are fetched again when they are so old, or for a token whose key is not there...
+FRESH_SECONDS = 300
+# ... but no more often than this, whatever tokens come.
+RETRY_SECONDS = 5
+FETCH_SECONDS = 3
+# How long they are good for while the issuer cannot be reached.
+STALE_SECONDS = 3600
+
+# What a client is told; of any other mistake, no more than that there is one.
+MISTAKES: dict[type[Exception], str] = {
+    jwt.ExpiredSignatureError: "The token has expired.",
+    jwt.ImmatureSignatureError: "The token is not valid yet.",
+    jwt.InvalidAudienceError: "The token is for another audience.",
+    jwt.InvalidIssuerError: "The token is from another issuer.",
+}
+OK = 200
+
+logger = logging.getLogger(__name__)
+
+
+class Unauthorized(Refusal):
+    """The request has no token, or one that is not valid."""
+
+    status, reason = 401, "Send a token, as Authorization: Bearer TOKEN."
+
+    def __init__(self, wrong: str | None = None) -> None:
+        """Say what is wrong with the one that came, if one did."""
+        super().__init__(wrong)
+        told = f' error="invalid_token", error_description="{wrong}"' if wrong else ""
+        self.headers = {**(self.headers or {}), "WWW-Authenticate": f"Bearer{told}"}
+
+
+class Forbidden(Refusal):
+    """The policy does not allow it."""
+
+    status, reason = 403, "Not allowed."
+
+
+class CannotAuthorize(Refusal):
+    """Whoever has to be asked about the request did not answer in time."""
+
+    status, reason, retry_after = 503, "Cannot find out at present whether this is allowed.", 1
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks."""
+
+    subject: str
+    claims: dict[str, Any]
+
+
+def bearer(headers: dict[bytes, bytes]) -> str | None:
+    """Return what stands behind `Authorization: Bearer`, if anything does."""
+    scheme, _, credentials = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    return credentials.strip() or None if scheme.lower() == "bearer" else None
+
+
+class KeySet:
+    """The issuer's public keys, at JWT_JWKS_URL."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+        self._keys: dict[str | None, Any] = {}
+        self._fetched = self._tried = float("-inf")
+        self._is_known = False  # whether the last attempt to fetch them was successful
+        self._fetching: asyncio.Task[None] | None = None
+        self._refresh()
+
+    async def find(self, key_id: str | None) -> Any:
+        """Return the key that a token names, or the only one. Raises as `authorize` does."""
+        age = time.monotonic() - self._fetched
+        if age > STALE_SECONDS:
+            self._keys = {}
+        key = self._get(key_id)
+        if key is None or age > FRESH_SECONDS:
+            self._refresh()
+        if key is None and self._fetching:
+            await asyncio.wait([self._fetching])
+            key = self._get(key_id)
+        if key is None and not self._is_known:
+            raise CannotAuthorize
+        if key is None:
+            raise Unauthorized("The token's key is not known.")
+        return key
+
+    def _get(self, key_id: str | None) -> Any:
+        if key_id is None and len(self._keys) == 1:
+            return next(iter(self._keys.values()))
+        return self._keys.get(key_id)
+
+    def _refresh(self) -> None:
+        """Begin to fetch the keys, unless that goes on or was tried just now."""
+        now = time.monotonic()
+        if now - self._tried > RETRY_SECONDS and (not self._fetching or self._fetching.done()):
+            self._tried = now
+            self._fetching = asyncio.create_task(self._fetch())
+
+    async def _fetch(self) -> None:
+        self._is_known = False
+        try:
+            async with asyncio.timeout(FETCH_SECONDS):
+                response = await self._client.get(JWT_JWKS_URL, timeout=FETCH_SECONDS)
+            if response.status_code != OK:
+                raise ValueError(f"status {response.status_code}")
+            self._keys = public_keys(response.json())
+        except Exception as error:  # noqa: BLE001 -- whatever stands there in the place of keys
+            logger.warning("JWT_JWKS_URL has no keys: %s %s", type(error).__name__, error)
+            return
+        self._is_known, self._fetched = True, time.monotonic()
+
+
+def public_keys(document: dict[str, Any]) -> dict[str | None, Any]:
+    """Return the keys of a JWK set that fit the algorithm, by their ids."""
+    keys: dict[str | None, Any] = {}
+    for key in document["keys"]:
+        if key.get("use", "sig") == "sig" and key.get("alg", JWT_ALGORITHM) == JWT_ALGORITHM:
+            with suppress(jwt.PyJWTError):  # of another kind
+                keys[key.get("kid")] = jwt.PyJWK(key, JWT_ALGORITHM).key
+    return keys
+
+
+class Tokens:
+    """Knows callers by a signed token."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._keys = KeySet(client) if JWT_JWKS_URL else None
+
+    async def identify(self, headers: dict[bytes, bytes]) -> Caller:
+        """Return who asks, as the token says."""
+        token = bearer(headers)
+        if token is None:
+            raise Unauthorized
+        try:
+            key_id = jwt.get_unverified_header(token).get("kid")
+            claims = jwt.decode(
+                token,
+                await self._keys.find(key_id) if self._keys else JWT_SECRET,
+                algorithms=[JWT_ALGORITHM],
+                audience=JWT_AUDIENCE,
+                issuer=JWT_ISSUER,
+                leeway=LEEWAY_SECONDS,
+                options={"require": ["exp"]},
+            )
+        except (jwt.PyJWTError, RecursionError) as error:
+            raise Unauthorized(MISTAKES.get(type(error), "The token is not valid.")) from error
+        return Caller(subject=claims.get("sub", ""), claims=claims)
+
+
+def check_settings() -> None:
+    """End the start with a plain message where a setting cannot be."""
+    if bool(JWT_SECRET) == bool(JWT_JWKS_URL):
+        sys.exit(
+            "JWT_SECRET or JWT_JWKS_URL must be set, and not both: the secret that signs tokens"
+            " (`openssl rand -hex 32` makes one), or where the issuer has its public keys"
+        )
+    source, algorithms = ("JWT_SECRET", SECRET_BYTES) if JWT_SECRET else ("JWT_JWKS_URL", PUBLIC)
+    if JWT_ALGORITHM not in algorithms:
+        names = ", ".join(algorithms)
+        sys.exit(f"JWT_ALGORITHM must be one of {names} with {source}; not {JWT_ALGORITHM!r}")
+    if JWT_SECRET and len(JWT_SECRET.encode()) < SECRET_BYTES[JWT_ALGORITHM]:
+        least = SECRET_BYTES[JWT_ALGORITHM]
+        sys.exit(
+            f"JWT_SECRET must be at least {least} bytes long for {JWT_ALGORITHM}:"
+            " `openssl rand -hex 32` makes one"
+        )
+    for name, url in {"JWT_JWKS_URL": JWT_JWKS_URL, "PDP_URL": PDP_URL}.items():
+        if url:
+            check_url(name, url)
+
+
+def check_url(name: str, url: str) -> None:
+    """End the start with a plain message where a setting is no URL."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        parsed = httpx.URL()
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        sys.exit(f"{name} must be a URL with http:// or https://")
+
+
+class Authorizer:
+    """Decides who may ask; to be entered for as long as requests come."""
+
+    async def __aenter__(self) -> Self:
+        """Make what asks others, on the event loop that will use it."""
+        check_settings()
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each decision
+        self._client = httpx.AsyncClient(timeout=PDP_TIMEOUT_SECONDS)
+        self._callers = Tokens(self._client)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def authorize(self, headers: list[tuple[bytes, bytes]], method: str, path: str) -> None:
+        """Return where a request may come in.
+
+        Raises Unauthorized, Forbidden and CannotAuthorize.
+        """
+        if method in SAFE_METHODS:
+            return
+        caller = await self._callers.identify(dict(headers))
+        if PDP_URL:
+            await self._ask_policy(caller, method, path)
+
+    async def _ask_policy(self, caller: Caller, method: str, path: str) -> None:
+        """Ask as Open Policy Agent is asked."""
+        request = {
+            "subject": caller.subject,
+            "method": method,
+            "path": path,
+            "claims": caller.claims,
+        }
+        try:
+            async with asyncio.timeout(PDP_TIMEOUT_SECONDS):
+                response = await self._client.post(PDP_URL, json={"input": request})
+        except (httpx.HTTPError, TimeoutError) as error:
+            logger.warning("PDP_URL does not answer: %s %s", type(error).__name__, error)
+            raise CannotAuthorize from error
+        if not allows(response):
+            raise Forbidden
+
+
+def allows(response: httpx.Response) -> bool:
+    """Tell whether a policy consents: `{"result": true}` or `{"result": {"allow": true}}`."""
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    if response.status_code != OK or not isinstance(document, dict):
+        logger.warning("PDP_URL answers %d, and no decision", response.status_code)
+        return False
+    result = document.get("result")
+    return (result.get("allow") if isinstance(result, dict) else result) is True
+
+
+class Authorize:
+    """Middleware that refuses who may not ask, before any of the request's body is read."""
+
+    def __init__(self, app: ASGIApp, authorizer: Authorizer) -> None:
+        self.app = app
+        self.authorizer = authorizer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        method = scope.get("method", "CONNECT")  # which a web socket does not have
+        try:
+            await self.authorizer.authorize(scope["headers"], method, scope["path"])
+        except Exception as error:  # noqa: BLE001 -- whatever fails here lets nobody in
+            await respond(error, scope)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def protect(app: FastAPI, authorizer: Authorizer) -> None:
+    """Put the authorizer before an app, and have the OpenAPI document say so.
+
+    To be called after `guard`, and before CORS is added: a browser may read a refusal, too.
+    """
+    app.add_middleware(Authorize, authorizer=authorizer)
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = describe()
+        document.setdefault("components", {})["securitySchemes"] = SCHEMES
+        for operations in document["paths"].values():
+            for method, operation in operations.items():
+                if method.upper() not in SAFE_METHODS:
+                    operation["security"] = [{name: []} for name in SCHEMES]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's way to extend it

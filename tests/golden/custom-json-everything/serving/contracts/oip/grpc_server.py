@@ -1,0 +1,391 @@
+"""The Open Inference Protocol over gRPC, with health and reflection: the same model as over HTTP.
+
+open_inference.proto is compiled, and gRPC imported, while the HTTP side answers already.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial, wraps
+from types import SimpleNamespace
+from typing import Any, Generic
+
+from starlette.concurrency import run_in_threadpool
+
+from serving.auth import Authorizer
+from serving.contracts.core import Core
+from serving.contracts.oip.routes import (
+    EXTENSIONS,
+    MAX_TENSORS,
+    VERSION,
+    Signature,
+    TensorMetadata,
+    answers,
+    one_at_a_time,
+)
+from serving.contracts.oip.tensors import DATATYPES, Answer, Tensor
+from serving.limits import BadInput, Busy, NotReady, Share, describe, env_int
+from serving.requests import ParamsT
+from serving.threads import WORKERS
+from serving.worker import Job
+
+logger = logging.getLogger(__name__)
+
+GRPC_PORT = env_int("GRPC_PORT", 8081, minimum=1)
+
+SERVICE = "inference.GRPCInferenceService"
+HEALTH = "grpc.health.v1.Health"
+LOOK_SECONDS = 1.0  # how often a client that watches the health is told of a change
+# Other calls than inference, which a crowd must not shut out.
+MORE_CALLS = 64
+MAX_DIMENSIONS = 32
+# Names of fields and parameters beside the elements.
+OVERHEAD = 64 * 1024
+
+UNREADABLE = "The message cannot be read."
+
+# Which gRPC status says what an HTTP status says.
+CODES = {
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    413: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+# Where a message has the elements of a tensor.
+CONTENTS = dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents")
+CONTENTS |= dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents")
+CONTENTS |= {
+    name: f"{name.lower()}_contents"
+    for name in ("BOOL", "INT64", "UINT64", "FP32", "FP64", "BYTES")
+}
+
+Method = Callable[[Any, Any, Any], Awaitable[Any]]
+
+
+def refusing(method: Method) -> Method:
+    """Give what a method raises the status and the words that it has over HTTP."""
+
+    @wraps(method)
+    async def answer(self: Any, request: Any, context: Any) -> Any:
+        try:
+            if isinstance(request, Unreadable):
+                raise BadInput(UNREADABLE)
+            return await method(self, request, context)
+        except Exception as error:  # noqa: BLE001 -- `describe` logs what was not foreseen
+            scope = {"method": "gRPC", "path": f"/v2/{method.__name__}"}
+            status, body = describe(error, scope)
+        # Not before the error is gone: its traceback holds the message.
+        code = CODES.get(status, "INVALID_ARGUMENT")
+        return await self.abort(context, code, body["error"])
+
+    return answer
+
+
+class Unreadable:
+    """In the place of a message that is none."""
+
+
+class Tolerant:
+    """Has the service answer to what is no message; gRPC itself would log a traceback for each."""
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], details: Any
+    ) -> Any:
+        """Return the handler of a call."""
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith(f"/{SERVICE}/"):
+            return handler
+        later = Unread if details.method == f"/{SERVICE}/ModelInfer" else read
+        return handler._replace(request_deserializer=partial(later, handler.request_deserializer))
+
+
+class Unread:
+    """A message that is large maybe: it is read off the event loop, when its turn comes."""
+
+    def __init__(self, deserialize: Callable[[bytes], Any], body: bytes) -> None:
+        """Take what reads it."""
+        self.deserialize = deserialize
+        self.body = body
+
+    def read(self) -> Any:
+        """Return the message, once. Raises BadInput."""
+        body, self.body = self.body, b""
+        message = read(self.deserialize, body)
+        if isinstance(message, Unreadable):
+            raise BadInput(UNREADABLE)
+        return message
+
+
+def read(deserialize: Callable[[bytes], Any], body: bytes) -> Any:
+    """Return a message."""
+    try:
+        return deserialize(body)
+    except Exception:  # noqa: BLE001 -- protobuf's own, which is not imported here
+        return Unreadable()
+
+
+class Inference(Generic[ParamsT]):
+    """The protocol's service; `messages` is the compiled open_inference.proto."""
+
+    def __init__(
+        self,
+        core: Core[ParamsT],
+        authorizer: Authorizer,
+        messages: Any,
+        codes: Any,
+    ) -> None:
+        """Take the core, and what the protocol's messages and gRPC's statuses are made of."""
+        self.core = core
+        self.authorizer = authorizer
+        self.signature = Signature(core)
+        self.messages = messages
+        self.codes = codes
+
+    async def abort(self, context: Any, code: str, message: str) -> Any:
+        """End a call with an error."""
+        await context.abort(self.codes[code], message)
+
+    @refusing
+    async def ServerLive(self, _request: Any, _context: Any) -> Any:
+        """Liveness, as `GET /health`."""
+        return self.messages.ServerLiveResponse(live=True)
+
+    @refusing
+    async def ServerReady(self, _request: Any, _context: Any) -> Any:
+        """Readiness, as `GET /ready`."""
+        return self.messages.ServerReadyResponse(ready=is_ready(self.core))
+
+    @refusing
+    async def ModelReady(self, request: Any, _context: Any) -> Any:
+        """Readiness, as `GET /ready`."""
+        self.signature.check(request.name, request.version)
+        return self.messages.ModelReadyResponse(ready=is_ready(self.core))
+
+    @refusing
+    async def ServerMetadata(self, _request: Any, _context: Any) -> Any:
+        """Tell what the server can do."""
+        return self.messages.ServerMetadataResponse(
+            name=self.core.name, version=self.core.version, extensions=EXTENSIONS
+        )
+
+    @refusing
+    async def ModelMetadata(self, request: Any, _context: Any) -> Any:
+        """Tell what the model takes and gives."""
+        self.signature.check(request.name, request.version)
+        found = self.signature.metadata()
+        message = self.messages.ModelMetadataResponse.TensorMetadata
+
+        def tensor(column: TensorMetadata) -> Any:
+            return message(name=column.name, datatype=column.datatype, shape=column.shape)
+
+        return self.messages.ModelMetadataResponse(
+            name=found.name,
+            versions=found.versions,
+            platform=found.platform,
+            inputs=[tensor(column) for column in found.inputs],
+            outputs=[tensor(column) for column in found.outputs],
+        )
+
+    @refusing
+    async def ModelInfer(self, unread: Unread, context: Any) -> Any:
+        """Answer, tensors for tensors."""
+        headers = [as_header(*entry) for entry in context.invocation_metadata()]
+        await self.authorizer.authorize(headers, "POST", f"/{SERVICE}/ModelInfer")
+        self.core.worker.admit()
+        with Share() as share:
+            size = len(unread.body)
+            share.take(size)
+            work = await one_at_a_time(size, partial(self._prepare, unread))
+            share.take(work.size)
+            found = await self.core.worker.run(work.job, gone=partial(is_gone, context))
+        response = self.messages.ModelInferResponse(
+            model_name=self.signature.name, model_version=VERSION, id=work.id
+        )
+        for answer in found:
+            tensor = response.outputs.add(
+                name=answer.name, datatype=answer.datatype, shape=answer.shape
+            )
+            if answer.content_type:
+                tensor.parameters["content_type"].string_param = answer.content_type
+            if work.is_raw:
+                response.raw_output_contents.append(answer.binary)
+            else:
+                getattr(tensor.contents, CONTENTS[answer.datatype]).extend(answer.flat)
+        return response
+
+    def _prepare(self, unread: Unread) -> "Work":
+        request = unread.read()
+        self.signature.check(request.model_name, request.model_version)
+        tensors = read_tensors(request.inputs, request.raw_input_contents)
+        columns = self.signature.wanted([output.name for output in request.outputs], tensors)
+        question = self.signature.read(tensors, read_parameters(request.parameters))
+        job = Job(question.decoder(), partial(answers, columns))
+        return Work(job, question.size, request.id, is_raw=bool(request.raw_input_contents))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is left of a message once it is read."""
+
+    job: Job[list[Answer]]
+    size: int  # of its inputs, in bytes
+    id: str
+    is_raw: bool
+
+
+def read_tensors(inputs: Sequence[Any], raw: Sequence[bytes]) -> list[Tensor]:
+    """Return the tensors of a message. Raises BadInput."""
+    if len(inputs) > MAX_TENSORS:
+        raise BadInput(f"There are {len(inputs)} inputs: send {MAX_TENSORS} at most.")
+    if raw and len(raw) != len(inputs):
+        message = f"raw_input_contents has {len(raw)} elements for {len(inputs)} inputs."
+        raise BadInput(message)
+    tensors: list[Tensor] = []
+    for place, given in enumerate(inputs):
+        if given.datatype not in DATATYPES:
+            raise BadInput(f"{given.datatype!r} is no datatype: use one of {', '.join(DATATYPES)}.")
+        if len(given.shape) > MAX_DIMENSIONS:
+            raise BadInput(f"Tensor {given.name!r}: send {MAX_DIMENSIONS} dimensions at most.")
+        if any(size < 0 for size in given.shape):
+            raise BadInput(f"Tensor {given.name!r}: a shape has no negative sizes.")
+        parameters = read_parameters(given.parameters)
+        tensor = partial(Tensor, given.name, given.datatype, list(given.shape))
+        if raw:
+            tensors.append(tensor(binary=raw[place], parameters=parameters))
+        elif given.datatype in CONTENTS:
+            data = getattr(given.contents, CONTENTS[given.datatype])
+            tensors.append(tensor(data=data, parameters=parameters))
+        else:
+            raise BadInput(f"Send {given.datatype} in raw_input_contents.")
+    return tensors
+
+
+def read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters as JSON has them."""
+    if len(parameters) > MAX_TENSORS:
+        raise BadInput(f"There are {len(parameters)} parameters: send {MAX_TENSORS} at most.")
+    chosen = {name: value.WhichOneof("parameter_choice") for name, value in parameters.items()}
+    return {name: getattr(parameters[name], kind) for name, kind in chosen.items() if kind}
+
+
+def as_header(name: str, value: str | bytes) -> tuple[bytes, bytes]:
+    """Return an entry of a call's metadata as HTTP has it."""
+    return name.encode(), value.encode() if isinstance(value, str) else value
+
+
+def is_ready(core: Core[Any]) -> bool:
+    """Tell whether a request would be served."""
+    try:
+        core.worker.check()
+    except (NotReady, Busy):
+        return False
+    return True
+
+
+async def is_gone(context: Any) -> bool:
+    """Tell whether a call's client has left."""
+    return bool(context.cancelled())
+
+
+class Health:
+    """gRPC's health checking protocol, as Kubernetes' probes and load balancers speak it."""
+
+    def __init__(self, core: Core[Any], messages: Any, codes: Any) -> None:
+        """Take the core, and what the protocol's messages and gRPC's statuses are made of."""
+        self.core = core
+        self.messages = messages
+        self.codes = codes
+        self.stopping = asyncio.Event()
+
+    def _status(self, service: str) -> Any:
+        statuses = self.messages.HealthCheckResponse
+        if service not in {"", SERVICE}:
+            return statuses.SERVICE_UNKNOWN
+        return statuses.SERVING if is_ready(self.core) else statuses.NOT_SERVING
+
+    async def Check(self, request: Any, context: Any) -> Any:
+        """Tell the status now."""
+        status = self._status(request.service)
+        if status == self.messages.HealthCheckResponse.SERVICE_UNKNOWN:
+            message = f"There is no service {request.service!r}: ask for {SERVICE}."
+            await context.abort(self.codes["NOT_FOUND"], message)
+        return self.messages.HealthCheckResponse(status=status)
+
+    async def Watch(self, request: Any, _context: Any) -> AsyncIterator[Any]:
+        """Tell the status now, and whenever it changes."""
+        seen = None
+        while not self.stopping.is_set():
+            if (status := self._status(request.service)) != seen:
+                seen = status
+                yield self.messages.HealthCheckResponse(status=status)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.stopping.wait(), LOOK_SECONDS)
+
+
+@asynccontextmanager
+async def serve_grpc(core: Core[Any], authorizer: Authorizer) -> AsyncIterator[None]:
+    """Serve on GRPC_PORT, until all calls have ended."""
+    starting = asyncio.create_task(start(core, authorizer))
+    yield
+    if stop := await starting:
+        await stop()
+
+
+async def start(core: Core[Any], authorizer: Authorizer) -> Callable[[], Awaitable[None]] | None:
+    """Start the server, and return what stops it; a server that cannot start ends the process."""
+    try:
+        protocol = await run_in_threadpool(load)
+        codes = {code.name: code for code in protocol.grpc.StatusCode}
+        bounds = core.worker.bounds
+        tolerant = type("TolerantInterceptor", (Tolerant, protocol.grpc.aio.ServerInterceptor), {})
+        server = protocol.grpc.aio.server(
+            interceptors=[tolerant()],
+            options=[
+                ("grpc.max_receive_message_length", core.read.max_bytes + OVERHEAD),
+                ("grpc.so_reuseport", int(WORKERS > 1)),
+            ],
+            maximum_concurrent_rpcs=bounds.max_queue + bounds.max_batch + MORE_CALLS,
+        )
+        inference = Inference(core, authorizer, protocol.messages, codes)
+        protocol.services.add_GRPCInferenceServiceServicer_to_server(inference, server)
+        # With the methods that the protocol gained later, which say that they are not there.
+        complete = type("CompleteHealth", (Health, protocol.health_services.HealthServicer), {})
+        watch: Health = complete(core, protocol.health_messages, codes)
+        protocol.health_services.add_HealthServicer_to_server(watch, server)
+        names = (SERVICE, HEALTH, protocol.reflection.SERVICE_NAME)
+        protocol.reflection.enable_server_reflection(names, server)
+        server.add_insecure_port(f"0.0.0.0:{GRPC_PORT}")
+        await server.start()
+    except Exception:
+        logger.critical("gRPC cannot be served on GRPC_PORT=%d", GRPC_PORT, exc_info=True)
+        core.worker.fail()
+        return None
+    logger.info("gRPC on port %d", GRPC_PORT)
+
+    async def stop() -> None:
+        watch.stopping.set()
+        await server.stop(grace=bounds.timeout)
+
+    return stop
+
+
+def load() -> SimpleNamespace:
+    """Import gRPC and compile the protocol, which takes half a second."""
+    import grpc.aio
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_reflection.v1alpha import reflection
+
+    messages, services = grpc.protos_and_services("open_inference.proto")
+    return SimpleNamespace(
+        grpc=grpc,
+        messages=messages,
+        services=services,
+        health_messages=health_pb2,
+        health_services=health_pb2_grpc,
+        reflection=reflection,
+    )

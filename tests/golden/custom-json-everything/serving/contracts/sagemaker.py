@@ -1,0 +1,356 @@
+"""SageMaker's contract: `GET /ping` and `POST /invocations`, and scripts that replace them.
+
+AWS's own library finds the handlers and middleware that lie beside the model, in model.py or where
+the environment says. They go inside the service's own middleware: its limits hold for them, too.
+"""
+
+import inspect
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from operator import methodcaller
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from fastapi import FastAPI, Request, Response
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.contracts.core import Core
+from serving.limits import BadInput, Busy, env_int
+from serving.threads import WORKERS
+from serving.worker import Job
+
+LIBRARY = "model_hosting_container_standards"
+
+
+@contextmanager
+def kept_logging() -> Iterator[None]:
+    """Undo what the library's import does to the log: it sets levels, and has a form of its own."""
+    root = logging.getLogger()
+    level, levels = root.level, [(handler, handler.level) for handler in root.handlers]
+    yield
+    root.setLevel(level)
+    for handler, own in levels:
+        handler.setLevel(own)
+    library = logging.getLogger(LIBRARY)
+    library.handlers.clear()
+    library.propagate = True
+
+
+with kept_logging():
+    from model_hosting_container_standards import sagemaker
+    from model_hosting_container_standards.common.fastapi.middleware.source import decorator_loader
+    from model_hosting_container_standards.common.fastapi.routing import mount_handlers
+    from model_hosting_container_standards.common.handler import handler_registry
+    from model_hosting_container_standards.sagemaker.sagemaker_router import (
+        get_sagemaker_route_config,
+    )
+    from model_hosting_container_standards.sagemaker.sessions.manager import get_session_manager
+
+# SageMaker runs an image with this one argument.
+SERVED = sys.argv[1:] == ["serve"]
+# It kills what has not ended 30 s after SIGTERM. Requests get this much; the rest is for the model.
+STOP_SECONDS = 18 if SERVED else None
+
+HANDLERS = {"ping": "CUSTOM_FASTAPI_PING_HANDLER", "invoke": "CUSTOM_FASTAPI_INVOCATION_HANDLER"}
+ADAPTER = "X-Amzn-SageMaker-Adapter-Identifier"
+CLOSED_SESSION = "X-Amzn-SageMaker-Closed-Session-Id"
+
+Handler = Callable[[Request], Awaitable[Response]]
+Dispatch = Callable[[Request, RequestResponseEndpoint], Awaitable[Response]]
+Ask = Callable[..., Awaitable[Response]]
+Tell = Callable[[Callable[[Any], None]], list[Any]]
+
+logger = logging.getLogger(__name__)
+
+
+class BadScript(Exception):
+    """A script, or the variable that names it, cannot be used."""
+
+
+@runtime_checkable
+class Adapts(Protocol):
+    """A model that takes LoRA adapters; a request names its own in `Params.adapter`."""
+
+    def load_adapter(self, name: str, source: str) -> None:
+        """Load the adapter that lies at `source`."""
+
+    def unload_adapter(self, name: str) -> None:
+        """Drop an adapter."""
+
+
+class Hearing:
+    """Lets handlers hear that a client has left, which Starlette keeps from them in a function.
+
+    It stands on both sides of the scripts' middleware: the outer one keeps what the inner one asks.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; further in, past the body, with the server's own `receive`."""
+        own = scope.setdefault("own_receive", receive)
+        has_come = own is receive
+
+        async def hear() -> Message:
+            nonlocal has_come
+            message = await (own if has_come else receive)()
+            has_come |= not message.get("more_body", False)
+            return message
+
+        await self.app(scope, hear, send)
+
+
+def choose_port(default: int) -> int:
+    """Return PORT where it is set; else SageMaker's, where that runs this."""
+    return env_int("PORT", env_int("SAGEMAKER_BIND_TO_PORT", 8080) if SERVED else default)
+
+
+def bootstrap(app: FastAPI, core: Core[Any], model: type, tell: Tell) -> None:
+    """Add the routes and the scripts' middleware; a script that cannot be used ends the start.
+
+    `tell` has the model do something, where it runs.
+    """
+
+    async def ask(request: Request, method: str, *arguments: str) -> Response:
+        """Call one of the model's methods, in its turn."""
+        job = Job(partial(tell, methodcaller(method, *arguments)), len)
+        await core.worker.run(job, gone=request.state.is_disconnected)
+        return Response()
+
+    app.state.core = core  # for handlers that have something to add to what the model does
+    add_defaults(core)
+    fields = core.read.params.model_fields
+    sessions, adapts = "session" in fields, issubclass(model, Adapts)
+    if WORKERS > 1 and (adapts or (sessions and get_session_manager())):
+        sys.exit("WORKERS must be 1: each would have adapters and sessions of its own")
+    if adapts:
+        add_adapters(core, ask)
+    if sessions or "adapter" in fields:
+        tells = hasattr(model, "close_session")
+        add_headers(core, ask, sessions=sessions, tells=tells)
+    share_main(app)
+    loader = load_script()
+    for variable in HANDLERS.values():
+        find(loader, variable)
+    sagemaker.register_sagemaker_overrides()
+    for name in HANDLERS:
+        handler = handler_registry.get_handler(name)
+        with blaming(f"The handler {handler.__name__}"):
+            take_request(handler)
+    # Innermost, and not by the library's `bootstrap`: that leaves out what cannot be loaded, and
+    # makes a 500 of whatever is raised further in.
+    app.user_middleware += load_middleware(loader)
+    with blaming("A handler"):
+        mount_handlers(app.router, route_resolver=get_sagemaker_route_config)
+
+
+def add_defaults(core: Core[Any]) -> None:
+    """Register the service's own handlers, for want of a script's."""
+
+    async def ping() -> dict[str, str]:
+        """Health: the model can take requests, now or in its turn."""
+        with suppress(Busy):  # an instance that fails this is replaced, which helps no busy one
+            core.worker.check()
+        return {"status": "ready"}
+
+    async def invocations(request: Request) -> Response:
+        """Answer as the service's own route does."""
+        core.worker.admit()
+        upload = await core.read(request)
+        body = await core.answer(upload, core.encode, request.state.is_disconnected)
+        return Response(body, media_type="application/json")
+
+    handler_registry.set_handler("ping", ping)
+    handler_registry.set_handler("invoke", invocations)
+
+
+def parse(body: bytes) -> Any:
+    """Return what the JSON says. Raises BadInput."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"The body is not JSON: {error}") from error
+
+
+async def check(core: Core[Any], request: Request) -> None:
+    """Refuse what the library's own code fails at."""
+    core.worker.admit()
+    body = await request.body()
+    if body and not isinstance(parse(body), dict):
+        raise BadInput("The body has to be a JSON object.")
+
+
+def add_adapters(core: Core[Any], ask: Ask) -> None:
+    """Register what loads and drops adapters; the library checks the requests, and answers them."""
+
+    async def load(adapter: Any, request: Request) -> Response:
+        return await ask(request, "load_adapter", adapter.name, adapter.source)
+
+    async def unload(adapter: Any, request: Request) -> Response:
+        return await ask(request, "unload_adapter", adapter.name)
+
+    register = sagemaker.register_load_adapter_handler
+    loaded: Handler = register({"name": "body.name", "source": "body.src"})(load)
+    register = sagemaker.register_unload_adapter_handler
+    unloaded: Handler = register({"name": "path_params.adapter_name"})(unload)
+
+    async def load_adapter(request: Request) -> Response:
+        await check(core, request)
+        return await loaded(request)
+
+    async def unload_adapter(adapter_name: str, request: Request) -> Response:  # noqa: ARG001
+        await check(core, request)
+        return await unloaded(request)
+
+    handler_registry.set_handler("register_adapter", load_adapter)
+    handler_registry.set_handler("unregister_adapter", unload_adapter)
+
+
+def add_headers(core: Core[Any], ask: Ask, *, sessions: bool, tells: bool) -> None:
+    """Have the library write the adapter and the session that headers name into the body."""
+    plain: Handler = handler_registry.get_handler("invoke")
+    adapted: Handler = sagemaker.inject_adapter_id("adapter")(plain)
+
+    async def answer(request: Request) -> Response:
+        return await (adapted if ADAPTER in request.headers else plain)(request)
+
+    stateful: Handler = sagemaker.stateful_session_manager("session")(answer)
+
+    async def invocations(request: Request) -> Response:
+        """Answer as the service's own route does; or open or close a session."""
+        await check(core, request)
+        response = await (stateful if sessions else answer)(request)
+        closed = response.headers.get(CLOSED_SESSION)
+        if closed and tells:
+            await ask(request, "close_session", closed)
+        return response
+
+    handler_registry.set_handler("invoke", invocations)
+
+
+def share_main(app: FastAPI) -> None:
+    """Let a script that imports `main` have the one that runs.
+
+    `python main.py` calls that `__main__`; `import main` would run the file again, as another
+    service whose model is never loaded.
+    """
+    started = sys.modules["__main__"]
+    if getattr(started, "app", None) is app:
+        sys.modules["main"] = started
+    elif getattr(sys.modules.get("main"), "app", app) is not app:
+        raise BadScript("it is the service itself, which runs already; name it as main:function")
+
+
+def load_script() -> Any:
+    """Run the script, whose decorators register what they stand at; return what finds functions."""
+    folder = Path(os.getenv("SAGEMAKER_MODEL_PATH", "/opt/ml/model"))
+    script = folder / os.getenv("CUSTOM_SCRIPT_FILENAME", "model.py")
+    with blaming(f"The script {script}"):
+        if "CUSTOM_SCRIPT_FILENAME" in os.environ and not script.is_file():
+            raise BadScript("there is no such file")
+        return sagemaker.SageMakerFunctionLoader.get_function_loader()
+
+
+def find(loader: Any, variable: str) -> Any:
+    """Return the function that an environment variable names, if it is set."""
+    spec = os.getenv(variable)
+    if not spec:
+        return None
+    with blaming(f"{variable}={spec}"):
+        if function := loader.load_function(spec):
+            return function
+        raise BadScript("write module:function or file.py:function")
+
+
+def take_request(handler: Callable[..., Any]) -> None:
+    """Let a handler's only parameter go without a type, as in AWS's guide.
+
+    FastAPI would look for it in the query.
+    """
+    parameters = inspect.signature(handler).parameters.values()
+    bare = [each.name for each in parameters if each.annotation is each.empty]
+    if len(bare) > 1:
+        raise BadScript(f"it has to take one parameter, the request; not {', '.join(bare)}")
+    for name in bare:
+        getattr(handler, "__func__", handler).__annotations__[name] = Request
+
+
+def load_middleware(loader: Any) -> list[Middleware]:
+    """Return the scripts' middleware, outermost first; the environment goes before decorators."""
+    throttle = find(loader, "CUSTOM_FASTAPI_MIDDLEWARE_THROTTLE")
+    around = find(loader, "CUSTOM_FASTAPI_MIDDLEWARE_PRE_POST_PROCESS")
+    before, after = find(loader, "CUSTOM_PRE_PROCESS"), find(loader, "CUSTOM_POST_PROCESS")
+    chosen = [
+        throttle or decorator_loader.throttle_middleware,
+        around
+        or process(before, after)
+        or decorator_loader.pre_post_middleware
+        or process(decorator_loader.pre_fn, decorator_loader.post_fn),
+    ]
+    found = [as_middleware(each) for each in chosen if each]
+    return [Middleware(Hearing), *found, Middleware(Hearing)] if found else []
+
+
+def as_middleware(found: Any) -> Middleware:
+    """Return middleware that is a class, or a function of the request and what comes next."""
+    is_class = inspect.isclass(found)
+    if not is_class:
+        return Middleware(BaseHTTPMiddleware, dispatch=partial(dispatch, found))
+    return Middleware(found)
+
+
+def process(before: Any, after: Any) -> Dispatch | None:
+    """Return middleware that changes requests and responses; either function may be missing."""
+    if not before and not after:
+        return None
+
+    async def call(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        if before:
+            request = await before(request) or request
+        response = await call_next(request)
+        return (await after(response) or response) if after else response
+
+    return call
+
+
+async def dispatch(
+    function: Dispatch, request: Request, call_next: RequestResponseEndpoint
+) -> Response:
+    """Call middleware that is a function; what is raised further in is not to come in groups."""
+
+    async def call(request: Request) -> Response:
+        try:
+            return await call_next(request)
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    return await function(request, call)
+
+
+@contextmanager
+def blaming(what: str) -> Iterator[None]:
+    """End the start where something is wrong with a script, with one line that says what."""
+    try:
+        yield
+    except Exception as error:  # whatever a script raises
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = (__file__, "<frozen", f"{os.sep}{LIBRARY}{os.sep}", f"{os.sep}importlib{os.sep}")
+        lines = [
+            f" ({frame.filename}, line {frame.lineno})"
+            for frame in frames
+            if not any(part in frame.filename for part in ours)
+        ]
+        reason = error if isinstance(error, BadScript) else f"{type(error).__name__}: {error}"
+        text = " ".join(f"{what} cannot be used: {reason}".split())
+        logger.critical("%s%s", text, lines[0] if lines else "")
+        logger.debug("The traceback", exc_info=True)
+        sys.exit(1)

@@ -1,0 +1,236 @@
+"""MS-63: the Open Inference Protocol over HTTP, asked of a live process."""
+
+import base64
+import json
+import struct
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import httpx
+import pytest
+
+from conformance.plugin import Launcher, Service
+from conformance.samples import Samples
+from conformance.test_conformance import HELD, ask, is_alike
+
+HEADER = "Inference-Header-Content-Length"
+FORMATS = {"BOOL": "?", "INT64": "q", "FP64": "d"}
+JSON = {"content_type": "json"}
+
+
+@pytest.fixture(scope="module")
+def metadata(service: Service) -> dict[str, Any]:
+    """Return what the service tells of its model."""
+    name = service.client.get("/v2").raise_for_status().json()["name"]
+    found: dict[str, Any] = service.client.get(f"/v2/models/{name}").raise_for_status().json()
+    return found
+
+
+@pytest.fixture(scope="module")
+def question(metadata: dict[str, Any], samples: Samples) -> dict[str, Any]:
+    """Return EXAMPLE in the protocol's words."""
+    return make_question(metadata, samples)
+
+
+@pytest.fixture(scope="module")
+def expected(service: Service, metadata: dict[str, Any], samples: Samples) -> dict[str, Any]:
+    """Return the outputs that the service's own route gives for EXAMPLE."""
+    return expect(service, metadata, samples)
+
+
+def make_question(metadata: dict[str, Any], samples: Samples) -> dict[str, Any]:
+    """Return EXAMPLE in the protocol's words: tensors, and parameters for what makes none."""
+    if samples.field:
+        files = [base64.b64encode(file).decode() for _, (_, file, _) in samples.valid["files"]]
+        form = {"name": samples.field, "datatype": "BYTES", "shape": [len(files)], "data": files}
+        return {"inputs": [form], "parameters": samples.valid["data"]}
+    document = dict(samples.valid["json"])
+    inputs = []
+    for form in metadata["inputs"]:
+        if document.get(form["name"]) is not None and (tensor := make_tensor(form, document)):
+            inputs.append(tensor)
+            del document[form["name"]]
+    return {"inputs": inputs, "parameters": document}
+
+
+def make_tensor(form: dict[str, Any], document: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a field's tensor; None where its lists differ in length."""
+    value = document[form["name"]]
+    shape: list[int] = []
+    flat = [[value]] if form["shape"] == [1] else [value]
+    for _ in form["shape"]:
+        sizes = {len(row) for row in flat} or {0}
+        if len(sizes) > 1:
+            return None
+        shape += sizes
+        flat = list(chain.from_iterable(flat))
+    if form.get("parameters") == JSON:
+        flat = [json.dumps(item) for item in flat]
+    return {"name": form["name"], "datatype": form["datatype"], "shape": shape, "data": flat}
+
+
+def expect(service: Service, metadata: dict[str, Any], samples: Samples) -> dict[str, Any]:
+    """Return each output as the service's own route has it: lists in lists."""
+    answer = ask(service, samples.valid).raise_for_status().json()
+    rows = answer["outputs"] if samples.several else [answer]
+    values: dict[str, Any] = {}
+    for form in metadata["outputs"]:
+        values[form["name"]] = [row[form["name"]] for row in rows]
+        if not samples.field and form["shape"] != [1]:
+            [values[form["name"]]] = values[form["name"]]
+    return values
+
+
+def nested(shape: list[int], flat: list[Any], *, is_json: bool) -> Any:
+    """Return a tensor's elements as lists in lists."""
+    rows = [json.loads(item) for item in flat] if is_json else flat
+    for size in reversed(shape[1:]):
+        rows = [rows[start : start + size] for start in range(0, len(rows), size or 1)]
+    return rows
+
+
+def outputs_of(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the outputs of an answer in JSON, by their names."""
+    return {
+        tensor["name"]: nested(
+            tensor["shape"],
+            tensor["data"],
+            is_json=tensor.get("parameters", {}).get("content_type") == "json",
+        )
+        for tensor in answer["outputs"]
+    }
+
+
+def pack(tensor: dict[str, Any], *, in_base64: bool) -> bytes:
+    """Return a tensor's elements in binary."""
+    if tensor["datatype"] != "BYTES":
+        return struct.pack(f"<{len(tensor['data'])}{FORMATS[tensor['datatype']]}", *tensor["data"])
+    items = [base64.b64decode(x) if in_base64 else x.encode() for x in tensor["data"]]
+    return b"".join(struct.pack("<I", len(item)) + item for item in items)
+
+
+def unpack(datatype: str, data: bytes) -> Iterator[Any]:
+    """Yield the elements that are there in binary."""
+    if datatype != "BYTES":
+        yield from (item for (item,) in struct.iter_unpack(f"<{FORMATS[datatype]}", data))
+        return
+    while data:
+        end = 4 + struct.unpack_from("<I", data)[0]
+        yield data[4:end].decode()
+        data = data[end:]
+
+
+def error(response: httpx.Response) -> str:
+    """Return what an error says; it says nothing else."""
+    assert list(response.json()) == ["error"]
+    return str(response.json()["error"])
+
+
+def test_ms_63_same_answer(
+    service: Service,
+    metadata: dict[str, Any],
+    question: dict[str, Any],
+    expected: dict[str, Any],
+) -> None:
+    """EXAMPLE as tensors is answered as it is at the service's own route."""
+    name, version = metadata["name"], metadata["versions"][0]
+    for path in (f"/v2/models/{name}", f"/v2/models/{name}/versions/{version}"):
+        response = service.client.post(f"{path}/infer", json=question | {"id": "of a test"})
+        answer = response.raise_for_status().json()
+        assert (answer["model_name"], answer["id"]) == (name, "of a test")
+        assert is_alike(outputs_of(answer), expected)
+
+
+def test_ms_63_requested_outputs(
+    service: Service, metadata: dict[str, Any], question: dict[str, Any]
+) -> None:
+    """Of the outputs those come that are asked for; there are no others."""
+    url, name = f"/v2/models/{metadata['name']}/infer", metadata["outputs"][-1]["name"]
+    response = service.client.post(url, json=question | {"outputs": [{"name": name}]})
+    assert [tensor["name"] for tensor in response.raise_for_status().json()["outputs"]] == [name]
+    response = service.client.post(url, json=question | {"outputs": [{"name": "no-such"}]})
+    assert response.status_code == 400
+    assert "'no-such'" in error(response)
+
+
+def test_ms_63_binary(
+    service: Service,
+    metadata: dict[str, Any],
+    question: dict[str, Any],
+    expected: dict[str, Any],
+    samples: Samples,
+) -> None:
+    """So it is with binary data both ways."""
+    head: dict[str, Any] = {"inputs": []}
+    head["parameters"] = question["parameters"] | {"binary_data_output": True}
+    behind = b""
+    for tensor in question["inputs"]:
+        packed = pack(tensor, in_base64=bool(samples.field))
+        form = {name: tensor[name] for name in ("name", "datatype", "shape")}
+        head["inputs"].append(form | {"parameters": {"binary_data_size": len(packed)}})
+        behind += packed
+    start = json.dumps(head).encode()
+    response = service.client.post(
+        f"/v2/models/{metadata['name']}/infer",
+        content=start + behind,
+        headers={HEADER: str(len(start))},
+    )
+    end = int(response.raise_for_status().headers[HEADER])
+    answer = json.loads(response.content[:end])
+    for tensor in answer["outputs"]:
+        size = tensor["parameters"]["binary_data_size"]
+        data = response.content[end : end + size]
+        tensor["data"] = list(unpack(tensor["datatype"], data))
+        end += size
+    assert is_alike(outputs_of(answer), expected)
+
+
+def test_ms_63_refused(
+    service: Service, metadata: dict[str, Any], question: dict[str, Any]
+) -> None:
+    """What cannot be answered is refused in the protocol's own form."""
+    url = f"/v2/models/{metadata['name']}/infer"
+    wrong = {"name": metadata["inputs"][0]["name"], "shape": [1], "data": [1]}
+    for status, answer in [
+        (404, service.client.get("/v2/models/no-such")),
+        (404, service.client.post("/v2/models/no-such/infer", json=question)),
+        (404, service.client.get(f"/v2/models/{metadata['name']}/versions/no-such/ready")),
+        (400, service.client.post(url, content=b'{"')),
+        (400, service.client.post(url, json={})),
+        (400, service.client.post(url, json={"inputs": [wrong | {"datatype": "NUMBER"}]})),
+        (400, service.client.post(url, json={"inputs": [wrong | {"datatype": "BF16"}]})),
+        (400, service.client.post(url, content=b"{}", headers={HEADER: "9"})),
+        (400, service.client.post(url, content=b"{}", headers={"Content-Encoding": "gzip"})),
+    ]:
+        assert answer.status_code == status, answer.text
+        assert error(answer)
+
+
+def test_ms_63_metadata(service: Service, metadata: dict[str, Any]) -> None:
+    """Server and model describe themselves, and say that they are ready."""
+    assert "binary_tensor_data" in service.client.get("/v2").json()["extensions"]
+    assert metadata["inputs"]
+    assert metadata["outputs"]
+    assert service.client.get("/v2/health/live").json() == {"live": True}
+    assert service.client.get("/v2/health/ready").json() == {"ready": True}
+    ready = service.client.get(f"/v2/models/{metadata['name']}/ready")
+    assert ready.json() == {"name": metadata["name"], "ready": True}
+
+
+def test_ms_63_not_ready(
+    launcher: Launcher, metadata: dict[str, Any], question: dict[str, Any]
+) -> None:
+    """Until the model is loaded the server lives, and all else is 503."""
+    loading = launcher.start_fake("{}", load=HELD)
+    loading.wait_until("/v2/health/live", 200)
+    path = f"/v2/models/{metadata['name']}"
+    for answer in (
+        loading.client.get("/v2/health/ready"),
+        loading.client.get(f"{path}/ready"),
+        loading.client.post(f"{path}/infer", json=question),
+    ):
+        assert answer.status_code == 503
+        assert error(answer) == "Model not loaded yet."
+    assert loading.client.get(path).json() == metadata
+    loading.kill()

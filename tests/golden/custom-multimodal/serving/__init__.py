@@ -1,0 +1,20 @@
+"""The service around your model. It is the template's: `copier update` replaces what is in here.
+
+These names are for inference.py and main.py:
+- `Decoder`: what the model wants of a file; inference.py declares one.
+- `Input`: one decoded request, which `Model.predict` gets a list of.
+- `BadInput`: raise it for input that the model cannot take; the answer is a 400.
+- `CannotLoad`: raise it in `Model.__init__` when one line tells the operator all there is to know.
+- `NUM_THREADS`: how many threads a library may start.
+
+AGENTS.md says what each module is for.
+"""
+
+from serving.threads import NUM_THREADS  # first: NumPy reads the number when it is loaded
+
+# isort: split
+
+from serving.inputs import Decoder, Input
+from serving.limits import BadInput, CannotLoad
+
+__all__ = ["NUM_THREADS", "BadInput", "CannotLoad", "Decoder", "Input"]

@@ -1,0 +1,75 @@
+"""What the model takes: the recording of a request, decoded as inference.py declares."""
+
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Generic, Literal
+
+import numpy as np
+
+from serving.limits import BadInput, env_int
+from serving.requests import ParamsT, Upload
+
+MAX_AUDIO_SECONDS = env_int("MAX_AUDIO_SECONDS", 600, minimum=1)
+UNREADABLE = "No readable WAV, MP3, FLAC, Ogg, MP4, WebM or AAC recording."
+
+# Containers that reach for other files or addresses (playlists, say) are not among these.
+# Pictures beside the sound are looked at too, but not large ones.
+OPTIONS = {"format_whitelist": "wav,mp3,flac,ogg,mov,matroska,aac", "max_pixels": "1000000"}
+SUBTYPES = ("wav", "x-wav", "wave", "mpeg", "mp3", "flac", "x-flac", "ogg", "mp4", "aac", "webm")
+CONTENT_TYPES = frozenset(f"audio/{name}" for name in SUBTYPES)
+
+
+@dataclass(frozen=True, slots=True)
+class Input(Generic[ParamsT]):
+    """One decoded recording: `Model.predict` gets a list of these."""
+
+    samples: np.ndarray  # float32, -1 to 1: (n,), or (2, n) where the decoder keeps stereo
+    sample_rate: int  # Hz
+    params: ParamsT
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What the model wants of a recording; inference.py declares it."""
+
+    field: str = "file"  # the form field that carries the recording
+    sample_rate: int = 16_000  # Hz; what most speech models take
+    channels: Literal[1, 2] = 1  # 1 mixes to mono, 2 is stereo
+
+    def decode(self, upload: Upload[ParamsT]) -> list[Input[ParamsT]]:
+        """Return one `Input` for each file of the request. Raises BadInput."""
+        return [
+            Input(self._decode_audio(file), self.sample_rate, upload.params)
+            for file in upload.files
+        ]
+
+    def _decode_audio(self, file: bytes) -> np.ndarray:
+        """Return the samples of a recording, decoding no more than is taken."""
+        import av
+
+        layout = "mono" if self.channels == 1 else "stereo"
+        resampler = av.AudioResampler(format="fltp", layout=layout, rate=self.sample_rate)
+        chunks: list[np.ndarray] = []
+        samples = 0
+        try:
+            with av.open(
+                BytesIO(file), "r", options=OPTIONS, metadata_errors="ignore"
+            ) as container:
+                stream = container.streams.audio[0]
+                for frame in container.decode(stream):
+                    # Before it is resampled: at a low rate a small file holds days.
+                    samples += frame.samples
+                    if samples > MAX_AUDIO_SECONDS * frame.sample_rate:
+                        raise BadInput(f"Longer than {MAX_AUDIO_SECONDS} s.")
+                    chunks += [part.to_ndarray() for part in resampler.resample(frame)]
+                chunks += [part.to_ndarray() for part in resampler.resample(None)]
+        except av.FFmpegError as error:  # a MemoryError too: what is broken may declare any size
+            raise BadInput(UNREADABLE) from error
+        except (BadInput, MemoryError):
+            raise
+        except Exception as error:  # whatever a broken file makes the decoder raise
+            raise BadInput(UNREADABLE) from error
+        if not chunks:
+            raise BadInput("The recording has no samples.")
+        recording = np.concatenate(chunks, axis=1)
+        return recording[0] if self.channels == 1 else recording
