@@ -527,7 +527,7 @@ MUTANTS = [
         (OIP, '        core.worker.check()\n        return {"ready"', '        return {"ready"'),
         **SPEAKS_OIP,
     ),
-    mutant(64, "no-id", (GRPC, ", id=request.id", ""), **SPEAKS_GRPC),
+    mutant(64, "no-id", (GRPC, ", id=work.id", ""), **SPEAKS_GRPC),
     mutant(64, "not-found-is-wrong", (GRPC, '    404: "NOT_FOUND",\n', ""), **SPEAKS_GRPC),
     mutant(
         64,
@@ -629,6 +629,5 @@ MUTANTS = [
         67,
         "body-is-the-next-request",
         (LIMITS, '(b"connection", b"close")', '(b"x-connection", b"close")'),
-        (LIMITS, "    )\n    closes = True\n", "    )\n"),
     ),
 ]
