@@ -34,7 +34,7 @@ def ask(client: httpx.Client, kind: str, project: Path) -> tuple[Any, dict[str, 
         document: dict[str, Any] = {"values": [1.0, 2.0, 3.0, 4.0]}
         response = client.post(f"/{row['endpoint']}", json=document)
         return response.raise_for_status().json(), document
-    file = (project / row["example"]).read_bytes()
+    file = next(project.glob("example*.*")).read_bytes()
     fields = {"text": "a red picture"} if kind == "multimodal" else {}
     text = base64.b64encode(file).decode()
     document = {row["field"]: [text] if row["field"] == "files" else text, **fields}

@@ -17,7 +17,7 @@ from PIL import Image
 from live import START_SECONDS, Live, live
 from rendering import render
 from updating import put_model, python
-from variants import table
+from variants import example_of
 
 # A model that tells what it got.
 MODEL = '''"""Tells what it got."""
@@ -81,7 +81,7 @@ def make(folder: Path, kind: str, decoder: str, field: str = "DECODER.field") ->
     answers: dict[str, Any] = {"model_type": "custom", "input_kind": kind, "endpoint": "infer"}
     answers["contracts"] = ["oip"]
     project = render(folder, answers)
-    example = table("input_kinds")[kind]["example"]
+    example = example_of(kind)
     model = MODEL.format(decoder=decoder, tell=TELL[kind], field=field, example=example)
     put_model(project, model)
     return project

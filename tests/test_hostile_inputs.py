@@ -27,7 +27,7 @@ from live import live
 from malformed import MAKE_MEDIA, Malformed, corpus, pictures
 from rendering import render
 from updating import python
-from variants import choices, table
+from variants import choices, example_of, table
 
 KINDS = choices("input_kind")
 # The stock models' own examples are just within these.
@@ -108,7 +108,7 @@ class Service:
     @property
     def example(self) -> bytes:
         """The file of the real example."""
-        name: str = table("input_kinds")[self.kind]["example"]
+        name = example_of(self.kind)
         return (self.folder / name).read_bytes()
 
     def post(self, **request: Any) -> httpx.Response:
@@ -393,7 +393,7 @@ def test_playlist(service: Service) -> None:
     """A file that names other files or addresses is refused, and nothing is fetched for it."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}/a"
-        example = table("input_kinds")[service.kind]["example"]
+        example = example_of(service.kind)
         for target in (f"{address}.ts", "file:///etc/hostname", "/etc/hostname", example):
             for playlist in (
                 f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{target}\n#EXT-X-ENDLIST\n",

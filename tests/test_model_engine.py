@@ -177,7 +177,7 @@ def test_input_kind(kind: str, tmp_path: Path) -> None:
     project = make_project(tmp_path / "service", input_kind=kind, features=features)
     row = table("input_kinds")[kind]
     name = row["field"]
-    files = [(project / row["example"]).read_bytes()] if row["example"] else []
+    files = [file.read_bytes() for file in project.glob("example*.*")]
     files *= 2 if name == "files" else 1
     fields: dict[str, Any] = {"values": [1.0, 2.0, 3.0, 4.0]} if name == "json" else {}
     if kind == "multimodal":

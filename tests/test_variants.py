@@ -22,7 +22,7 @@ import yaml
 from environments import CACHE, locked, python_of, run, uv
 from rendering import files_in, render
 from updating import declared_owners, owners
-from variants import Variant, table, variants
+from variants import Variant, example_of, table, variants
 
 stacks = {variant.stack: count() for variant in variants()}
 places = {variant: next(stacks[variant.stack]) for variant in variants()}
@@ -97,8 +97,7 @@ CONTRACT_FILES = {
     "model-engine": CONTRACTS
     | {"serving/contracts/model_engine.py", "tests/conformance/test_model_engine.py"},
 }
-# The stock models' example files, and their weights where they are in an .onnx file.
-EXAMPLES = {"image": "example.png", "audio": "example.wav", "video": "example.mp4"}
+# The weights of stock models that are in an .onnx file.
 WEIGHTS = {
     "image": "nearest-color.onnx",
     "audio": "loudest-note.onnx",
@@ -170,8 +169,8 @@ def expected_files(variant: Variant) -> set[str]:
         files.add("example-page.png")
     elif media == "audio" and not is_linear:
         files.add("example-speech.wav")
-    elif media in EXAMPLES:
-        files.add(EXAMPLES[media])
+    elif example := example_of(variant.input_kind):
+        files.add(example)
     if is_linear and variant.model_type == "onnxruntime":
         files.add(WEIGHTS[media])
     if variant.preset == "minilm" or (variant.preset == "none" and not is_linear):

@@ -12,6 +12,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 
 CONTRACTS = ("oip", "oip-grpc", "sagemaker", "model-engine")
+# The files that the stock models are sent.
+EXAMPLES = {"image": "example.png", "audio": "example.wav", "video": "example.mp4", "json": ""}
 FEATURES = (
     "observability",
     "gpu",
@@ -55,6 +57,11 @@ def questions() -> dict[str, dict[str, Any]]:
         for name, question in questionnaire().items()
         if not name.startswith("_") and question.get("when") is not False
     }
+
+
+def example_of(input_kind: str) -> str:
+    """Return the file of a stock model's EXAMPLE; where it computes a linear layer, that is."""
+    return EXAMPLES[table("input_kinds")[input_kind]["media"]]
 
 
 def choices(question: str) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 from environments import run, tool
 from live import Live
 from updating import answers_of
-from variants import table
+from variants import example_of, table
 
 HERE = Path(__file__).parent
 REQUIREMENTS = {
@@ -157,7 +157,7 @@ def question(service: Live, project: Path, *, files: int = 1) -> Question:
     else:
         properties = content["multipart/form-data"]["schema"]["properties"]
         example = {name: x["example"] for name, x in properties.items() if "example" in x}
-        name, file = row["field"], (project / row["example"]).read_bytes()
+        name, file = row["field"], next(project.glob("example*.*")).read_bytes()
         answer = service.client.post(
             route, data=example, files=[(name, file)] * (files if name == "files" else 1)
         )
@@ -226,7 +226,7 @@ def flatten(value: Any, depth: int) -> tuple[list[int], list[Any]]:
 
 def decoded(service: Live, project: Path) -> tuple[Tensor, dict[str, Any]]:
     """Return a service's example file as its own decoder makes it a tensor, and its parameters."""
-    file = table("input_kinds")[answers_of(project)["input_kind"]]["example"]
+    file = example_of(answers_of(project)["input_kind"])
     [interpreter, *_] = service.process.args  # type: ignore[misc]
     found: list[Any] = json.loads(run([str(interpreter), "-c", DECODE, file], cwd=project))
     return found[0], found[1]
