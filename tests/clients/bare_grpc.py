@@ -73,9 +73,9 @@ def crowd(
         tensor = message.inputs.add(**form)
         if "raw" in item:
             message.raw_input_contents.append(bytes(item["raw"]))
-        for name, count in item.get("contents", {}).items():
+        for name, size in item.get("contents", {}).items():
             zero = b"" if name == "bytes_contents" else 0
-            getattr(tensor.contents, name).extend([zero] * count)
+            getattr(tensor.contents, name).extend([zero] * size)
     body = message.SerializeToString()
     method = channel_to(address).unary_unary(METHOD)
     options = {"timeout": PATIENCE_SECONDS, "compression": grpc.Compression.Gzip}
