@@ -5,13 +5,14 @@ open_inference.proto is compiled, and gRPC imported, while the HTTP side answers
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial, wraps
 from types import SimpleNamespace
 from typing import Any, Generic
 
+import numpy as np
 from starlette.concurrency import run_in_threadpool
 
 from serving.auth import Authorizer
@@ -26,7 +27,7 @@ from serving.contracts.oip.routes import (
     one_at_a_time,
 )
 from serving.contracts.oip.tensors import DATATYPES, Answer, Tensor
-from serving.limits import BadInput, Busy, NotReady, Share, describe, env_int
+from serving.limits import BadInput, Busy, NotReady, Share, TooLarge, describe, env_int
 from serving.requests import ParamsT
 from serving.threads import WORKERS
 from serving.worker import Job
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 GRPC_PORT = env_int("GRPC_PORT", 8081, minimum=1)
 
+PROTOCOL = "serving/contracts/oip/open_inference.proto"  # found from where main.py is
 SERVICE = "inference.GRPCInferenceService"
 HEALTH = "grpc.health.v1.Health"
 LOOK_SECONDS = 1.0  # how often a client that watches the health is told of a change
@@ -43,6 +45,14 @@ MORE_CALLS = 64
 MAX_DIMENSIONS = 32
 # Names of fields and parameters beside the elements.
 OVERHEAD = 64 * 1024
+
+# Of a request: where its inputs are, their contents, and the lists of whole numbers in both. These
+# take up to eight times as much in a message that is read.
+INPUTS, CONTENTS_OF_INPUT = 5, 5
+NUMBERS = [{3}, {1, 2, 3, 4, 5}]
+VARINT, EIGHT_BYTES, WITH_LENGTH, FOUR_BYTES = 0, 1, 2, 5  # how a field is written
+MORE = 128  # on every byte of a whole number but the last
+NUMBER_BYTES = 4  # of MAX_UPLOAD_MB, for each of these numbers
 
 UNREADABLE = "The message cannot be read."
 
@@ -112,13 +122,61 @@ class Unread:
         self.deserialize = deserialize
         self.body = body
 
-    def read(self) -> Any:
-        """Return the message, once. Raises BadInput."""
+    def read(self, max_bytes: int, most: int) -> Any:
+        """Return the message, once. Raises BadInput and TooLarge."""
         body, self.body = self.body, b""
+        check_message(body, max_bytes, most)
         message = read(self.deserialize, body)
         if isinstance(message, Unreadable):
             raise BadInput(UNREADABLE)
         return message
+
+
+def check_message(body: bytes, max_bytes: int, most: int) -> None:
+    """Raise TooLarge for a request that would take many times its size once it is read.
+
+    `most` is of fields, those in its inputs and in their contents included.
+    """
+    levels = [[memoryview(body)], [], []]
+    fields = numbers = 0
+    for depth, level in enumerate(levels):
+        for message in level:
+            for number, content in fields_of(message):
+                fields += 1
+                if fields > most:
+                    raise TooLarge(f"A request may have {most} fields at most; send raw contents.")
+                if depth and number in NUMBERS[depth - 1]:  # each ends with a byte below MORE
+                    numbers += int(np.count_nonzero(np.frombuffer(content, np.uint8) < MORE))
+                elif depth < len(levels) - 1 and number == (INPUTS, CONTENTS_OF_INPUT)[depth]:
+                    levels[depth + 1].append(content)
+            if numbers > max_bytes // NUMBER_BYTES:
+                words = f"{max_bytes // NUMBER_BYTES} whole numbers"
+                raise TooLarge(f"A request may have {words} at most; send raw contents.")
+
+
+def fields_of(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield number and content of a message's fields, as far as it is one."""
+    at = 0
+    while at < len(message):
+        tag, at = read_varint(message, at)
+        size = {EIGHT_BYTES: 8, FOUR_BYTES: 4}.get(tag & 7, 0)
+        if tag & 7 == WITH_LENGTH:
+            size, at = read_varint(message, at)
+        elif tag & 7 == VARINT:
+            _, at = read_varint(message, at)
+        yield tag >> 3, message[at : at + size]
+        at += size
+
+
+def read_varint(message: memoryview, at: int) -> tuple[int, int]:
+    """Return a whole number of a message, and where it ends."""
+    value = 0
+    for place, byte in enumerate(message[at : at + 10]):
+        at += 1
+        value |= (byte % MORE) << 7 * place
+        if byte < MORE:
+            break
+    return value, at
 
 
 def read(deserialize: Callable[[bytes], Any], body: bytes) -> Any:
@@ -219,7 +277,7 @@ class Inference(Generic[ParamsT]):
         return response
 
     def _prepare(self, unread: Unread) -> "Work":
-        request = unread.read()
+        request = unread.read(self.core.read.max_bytes, self.signature.max_elements)
         self.signature.check(request.model_name, request.model_version)
         tensors = read_tensors(request.inputs, request.raw_input_contents)
         columns = self.signature.wanted([output.name for output in request.outputs], tensors)
@@ -380,7 +438,7 @@ def load() -> SimpleNamespace:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
     from grpc_reflection.v1alpha import reflection
 
-    messages, services = grpc.protos_and_services("open_inference.proto")
+    messages, services = grpc.protos_and_services(PROTOCOL)
     return SimpleNamespace(
         grpc=grpc,
         messages=messages,
