@@ -132,4 +132,5 @@ def size(data: bytes, scale: float) -> Size:
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, port=int(os.environ["PORT"]))
+    # This parser reads the body of a request that offers an upgrade; httptools does not.
+    uvicorn.run(app, port=int(os.environ["PORT"]), http="h11")
