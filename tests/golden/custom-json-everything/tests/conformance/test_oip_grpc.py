@@ -59,7 +59,7 @@ class Client:
 @pytest.fixture(scope="module")
 def protocol() -> tuple[Any, Any]:
     """Return the protocol's messages and services."""
-    messages, services = grpc.protos_and_services("open_inference.proto")
+    messages, services = grpc.protos_and_services("serving/contracts/oip/open_inference.proto")
     return messages, services
 
 
