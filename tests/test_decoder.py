@@ -227,6 +227,13 @@ def test_sample_rate(start: Start, rate: int) -> None:
     assert tensors(start("audio", "Decoder(sample_rate=8_000)"))["samples"] == [-1, -1]
 
 
+@pytest.mark.parametrize(("loudness", "mixed"), [((0.9, 0.9), 0.9), ((0.5, 0), 0.25)])
+def test_mono(start: Start, loudness: tuple[float, float], mixed: float) -> None:
+    """Two channels become their mean, which is not louder than they are."""
+    found = send(start("audio", "Decoder(sample_rate=8_000)"), sound(*loudness))
+    assert found["values"] == [pytest.approx(mixed, abs=0.02)]
+
+
 def test_stereo(start: Start) -> None:
     """Two channels stay apart; a recording of one has it twice."""
     service = start("audio", "Decoder(sample_rate=16_000, channels=2)")
