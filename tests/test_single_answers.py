@@ -123,7 +123,7 @@ def test_samples() -> None:
     assert free == SAMPLES.keys()
 
 
-@pytest.mark.parametrize(("name", "question"), QUESTIONS, ids="-".join)
+@pytest.mark.parametrize(("name", "question"), QUESTIONS)
 def test_single_answer(
     make: Callable[[str], Path], tmp_path: Path, name: str, question: str
 ) -> None:
