@@ -47,8 +47,7 @@ class Decoder:
         """Return the samples of a recording, decoding no more than is taken."""
         import av
 
-        layout = "mono" if self.channels == 1 else "stereo"
-        resampler = av.AudioResampler(format="fltp", layout=layout, rate=self.sample_rate)
+        resampler = av.AudioResampler(format="fltp", rate=self.sample_rate)
         chunks: list[np.ndarray] = []
         samples = 0
         try:
@@ -61,8 +60,8 @@ class Decoder:
                     samples += frame.samples
                     if samples > MAX_AUDIO_SECONDS * frame.sample_rate:
                         raise BadInput(f"Longer than {MAX_AUDIO_SECONDS} s.")
-                    chunks += [part.to_ndarray() for part in resampler.resample(frame)]
-                chunks += [part.to_ndarray() for part in resampler.resample(None)]
+                    chunks += [self._mix(part.to_ndarray()) for part in resampler.resample(frame)]
+                chunks += [self._mix(part.to_ndarray()) for part in resampler.resample(None)]
         except av.FFmpegError as error:  # a MemoryError too: what is broken may declare any size
             raise BadInput(UNREADABLE) from error
         except (BadInput, MemoryError):
@@ -73,3 +72,12 @@ class Decoder:
             raise BadInput("The recording has no samples.")
         recording = np.concatenate(chunks, axis=1)
         return recording[0] if self.channels == 1 else recording
+
+    def _mix(self, samples: np.ndarray) -> np.ndarray:
+        """Return as many channels as wanted: those that there are, or the mean of all.
+
+        FFmpeg's own mix would change the loudness, beyond -1 to 1 where both channels are loud.
+        """
+        if len(samples) == self.channels:
+            return samples
+        return np.repeat(samples.mean(axis=0, keepdims=True), self.channels, axis=0)
