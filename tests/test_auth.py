@@ -204,7 +204,7 @@ def test_refusal_is_an_answer_like_others(policed: tuple[Live, Site]) -> None:
 
 
 def test_own_routes(policed: tuple[Live, Site]) -> None:
-    """The owner's own routes are under the rule; a web socket is not opened, with a key or without."""
+    """The owner's own routes are under the rule; a web socket is opened to nobody."""
     service, _ = policed
     assert service.client.delete("/models").status_code == 401
     assert service.client.delete("/models", headers={"X-API-Key": KEY}).status_code == 200
