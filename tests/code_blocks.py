@@ -8,6 +8,7 @@ A block says what it is in an HTML comment on the line before it, which no reade
     test: add to focus/main.py      imports go to the imports, the rest to the marked place
     test: replace in focus/x.py     what has the same name, in the file or in one of its classes
     test: patch focus/main.py       lines that come and go, beside some that stay
+    test: client triton in focus    a script for one of tests/clients
     test: output                    lines that the command before has printed; … leaves some out
     test: parts of copier.yml       each line stands in that file
     test: diff of rapidocr          lines of what makes the preset, in their order
@@ -36,7 +37,9 @@ from difflib import unified_diff
 from pathlib import Path
 from signal import SIGKILL
 
-from environments import CACHE
+from clients import REQUIREMENTS
+from environments import CACHE, tool
+from golden import GOLDEN
 from live import held_port
 from rendering import render, template_folder
 from variants import ROOT, table
@@ -44,7 +47,7 @@ from variants import ROOT, table
 BLOCK = re.compile(
     r"(?:^ *<!-- (?P<mark>[^\n]+) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n"
     r"(?P<text>.*?)^(?P=indent)```$"
-    r"|^<!-- test: (?P<unseen>(?:render|shell) .+) -->$",
+    r"|^<!-- test: (?P<unseen>(?:render|shell) [^\n]+) -->$",
     re.DOTALL | re.MULTILINE,
 )
 OWN_PLACE = "# Your own endpoints, routers and middleware go here."
@@ -136,6 +139,12 @@ class Page:
             self._ports[number] = next(self._free)
         return self._ports[number]
 
+    def with_ports(self, text: str) -> str:
+        """Put free ports in the place of those that the page names."""
+        return re.sub(
+            r"(localhost:|PORT=)(\d{4})", lambda found: found[1] + self._port(found[2]), text
+        )
+
     def do(self, block: Block) -> None:
         """Do what the block's mark says."""
         kind, _, what = block.mark.removeprefix("test: ").partition(" ")
@@ -149,6 +158,11 @@ class Page:
             case "shell":
                 folder, _, command = what.removeprefix("in ").partition(": ")
                 self.run(command, self.folder / folder)
+            case "client":
+                name, _, folder = what.partition(" in ")
+                script = self.commands / "client.py"
+                script.write_text(self.with_ports(block.text), encoding="utf-8")
+                self.run(f"{tool(name, *REQUIREMENTS[name])} {script}", self.folder / folder)
             case "file":
                 (self.folder / what).write_text(block.text, encoding="utf-8")
             case "add":
@@ -181,9 +195,7 @@ class Page:
     def run(self, script: str, folder: Path) -> None:
         """Run a shell's commands; what a comment says that they print has to come."""
         commands = script.replace("<this repository>", str(template_folder()))
-        commands = re.sub(
-            r"(localhost:|PORT=)(\d{4})", lambda found: found[1] + self._port(found[2]), commands
-        )
+        commands = self.with_ports(commands)
         # What is exported stays so for the page's next block.
         exported = self.commands / "exported"
         exported.touch()
@@ -314,5 +326,6 @@ def difference(preset: str, folder: Path) -> str:
 def assert_is_test(name: str) -> None:
     """Hold that there is such a test in this repository."""
     file, _, test = name.partition("::")
-    [path] = (ROOT / "tests").rglob(file)
+    paths = (ROOT / "tests").rglob(file)
+    [path] = [path for path in paths if not path.is_relative_to(GOLDEN)]
     assert f"\ndef {test}(" in path.read_text(encoding="utf-8"), name
