@@ -48,7 +48,7 @@ class Output(BaseModel):
     lines: list[Line]
 
 
-EXAMPLE = {"file": "example.png"}
+EXAMPLE = {"file": "example-page.png"}
 
 
 class Model:

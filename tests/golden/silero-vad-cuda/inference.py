@@ -33,7 +33,7 @@ class Output(BaseModel):
     segments: list[Segment]
 
 
-EXAMPLE = {"file": "example.wav", "threshold": 0.5}
+EXAMPLE = {"file": "example-speech.wav", "threshold": 0.5}
 
 
 class Model:

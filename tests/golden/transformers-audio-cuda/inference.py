@@ -29,7 +29,7 @@ class Output(BaseModel):
     text: str
 
 
-EXAMPLE = {"file": "example.wav"}
+EXAMPLE = {"file": "example-speech.wav"}
 
 
 class Model:

@@ -11,7 +11,7 @@ ROUTE = "/ocr"
 
 def test_example(service: Service) -> None:
     """The example shows two lines of text."""
-    file = (ROOT / "example.png").read_bytes()
+    file = (ROOT / "example-page.png").read_bytes()
     lines = service.client.post(ROUTE, files={"file": file}).json()["lines"]
     assert [line["text"] for line in lines] == ["Hello, world", "Invoice 2048"]
     assert all(line["confidence"] > 0.9 for line in lines)
@@ -28,7 +28,7 @@ def test_blank_page(service: Service) -> None:
 
 def test_min_confidence(service: Service) -> None:
     """No line is as sure as min_confidence=1 demands."""
-    file = (ROOT / "example.png").read_bytes()
+    file = (ROOT / "example-page.png").read_bytes()
     response = service.client.post(ROUTE, files={"file": file}, data={"min_confidence": "1"})
     assert response.json() == {"lines": []}
 

@@ -12,7 +12,7 @@ ROUTE = "/detect-speech"
 
 def test_example(service: Service) -> None:
     """The example has two sentences, with a second of silence between them."""
-    file = (ROOT / "example.wav").read_bytes()
+    file = (ROOT / "example-speech.wav").read_bytes()
     segments = service.client.post(ROUTE, files={"file": file}).json()["segments"]
     assert [item["start"] for item in segments] == pytest.approx([0.50, 3.14], abs=0.15)
     assert [item["end"] for item in segments] == pytest.approx([2.14, 4.65], abs=0.15)
@@ -32,6 +32,6 @@ def test_silence(service: Service) -> None:
 
 def test_threshold_is_checked(service: Service) -> None:
     """A probability above 1 is 422."""
-    file = (ROOT / "example.wav").read_bytes()
+    file = (ROOT / "example-speech.wav").read_bytes()
     response = service.client.post(ROUTE, files={"file": file}, data={"threshold": "2"})
     assert response.status_code == 422

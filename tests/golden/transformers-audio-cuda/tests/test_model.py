@@ -17,7 +17,7 @@ def test_answer_of_the_framework(service: Service, model_env: dict[str, str]) ->
     from serving.inputs import decode_audio
 
     transcribe: Any = pipeline("automatic-speech-recognition", model=model_env["MODEL_NAME"])
-    file = (ROOT / "example.wav").read_bytes()
+    file = (ROOT / "example-speech.wav").read_bytes()
     body = service.client.post(ROUTE, files={"file": file}).raise_for_status().json()
     assert body["text"]
     assert body["text"] == transcribe(decode_audio(file))["text"]
