@@ -43,9 +43,9 @@ def request(preset: str, project: Path) -> Request:
     if preset == "minilm":
         return Request("/embed", {"json": {"text": "A man is eating food."}}, '"embedding":[')
     if preset == "rapidocr":
-        file = (project / "example.png").read_bytes()
+        file = (project / "example-page.png").read_bytes()
         return Request("/ocr", {"files": {"file": file}}, "Invoice 2048")
-    file = (project / "example.wav").read_bytes()
+    file = (project / "example-speech.wav").read_bytes()
     return Request("/detect-speech", {"files": {"file": file}}, '"start":3.1')
 
 
