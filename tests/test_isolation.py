@@ -99,15 +99,30 @@ def test_a_death_between_calls(project: Path, tmp_path: Path, orders: str, logge
         assert "model_worker_restarts_total 1.0" in service.client.get("/metrics").text
 
 
-def test_deaths_without_end(tmp_path: Path) -> None:
-    """A model that dies after each load is not loaded again and again."""
-    project = make(tmp_path / "service", isolation="process")
+def make_loading(folder: Path, code: str) -> Path:
+    """Return a rendered service that runs this line, too, when it loads its model."""
+    project = make(folder, isolation="process")
     main = project / "main.py"
     load = '        if os.path.exists("unloadable"):\n'
-    dies = "        import threading\n\n        threading.Timer(0.5, os._exit, [3]).start()\n"
     text = main.read_text(encoding="utf-8")
     assert load in text
-    main.write_text(text.replace(load, dies + load), encoding="utf-8")
+    main.write_text(text.replace(load, f"        {code}\n{load}"), encoding="utf-8")
+    return project
+
+
+def test_a_load_that_takes_longer_than_a_call(tmp_path: Path) -> None:
+    """The deadline of the call that crashed does not end the load after it."""
+    project = make_loading(tmp_path / "service", "time.sleep(4)")
+    with running(project, tmp_path / "log", INFER_TIMEOUT_SECONDS="2") as service:
+        assert post(service, orders="os._exit(1)").status_code == 500
+        assert service.ready().get("/ready").status_code == 200
+        assert post(service).status_code == 200
+
+
+def test_deaths_without_end(tmp_path: Path) -> None:
+    """A model that dies after each load is not loaded again and again."""
+    dies = "__import__('threading').Timer(0.5, os._exit, [3]).start()"
+    project = make_loading(tmp_path / "service", dies)
     with running(project, tmp_path / "log") as service:
         assert service.process.wait(60) == 1
         assert service.log.count("Model loaded in") == 5
@@ -122,7 +137,7 @@ def test_a_death_at_the_end(project: Path, tmp_path: Path, *, asks: bool) -> Non
         service.process.terminate()
         wait(lambda: "Draining" in service.log, service)
         os.kill(pid, signal.SIGKILL)
-        wait(lambda: not is_alive(pid), service)
+        wait(lambda: not Path(f"/proc/{pid}").exists(), service)  # it has ended altogether
         if asks:
             assert post(service).status_code == 200
         assert service.process.wait(60) == 0
