@@ -8,6 +8,15 @@ STAGES = ("tree", "style", "types", "dependencies", "deployment", "answers")
 AXES = ("preset", "model_type", "input_kind", "accelerator")
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Print a failure's name and last line as it happens, so that a run cut off has named it."""
+    # Pytest's own lines name only the file, and xdist's name nothing until the run is over.
+    if report.failed:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        reason = crash.message.partition("\n")[0] if crash else ""
+        print(f"\nFAILED in {report.when}: {report.nodeid}: {reason[:300]}", flush=True)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print how the variants fared, and how many mutants were noticed."""
     summarize_mutants(terminalreporter)

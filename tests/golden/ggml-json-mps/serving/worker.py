@@ -503,6 +503,8 @@ class Worker:
         return True
 
     def _report(self, error: ModelDied) -> None:
+        with self._changed:
+            self._running = []  # a call's deadline is not to end the load
         self._is_loaded = False
         self._lost = None
         logger.warning("%s. Loading the model again", error)
