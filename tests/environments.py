@@ -1,4 +1,4 @@
-"""One environment for each stack (model type or preset), from what rendered projects declare."""
+"""Environments for the stacks (model types and presets), from what rendered projects declare."""
 
 import hashlib
 import os
@@ -19,8 +19,14 @@ from variants import CONTRACTS, FEATURES, ROOT, Variant, variants
 CACHE = ROOT / ".cache"
 # The newest torch whose CPU build is known to be found both with PyTorch's index and without it.
 TORCH = "torch==2.13.0"
-# Where there is a choice, the stacks run on different Pythons; torch decides for those that use it.
-PYTHONS = {"onnxruntime": "3.12", "rapidocr": "3.12", "paddle": "3.12", "custom": "3.13"}
+# Stacks of one large framework share an environment. That a project declares all that it imports
+# is asked without one, in test_variants.py.
+SHARED = {
+    "torch": ("pytorch", "transformers", "silero-vad", "minilm"),
+    "onnxruntime": ("onnxruntime", "rapidocr"),
+}
+# Where there is a choice, they run on different Pythons; torch decides for those that use it.
+PYTHONS = {"onnxruntime": "3.12", "paddle": "3.12", "custom": "3.13"}
 
 
 @cache
@@ -51,17 +57,27 @@ def find_python(version: str) -> str | None:
     return None
 
 
-@cache
+def shared_name(stack: str) -> str:
+    """Return the name of the environment that a stack's variants run in."""
+    return next((name for name, stacks in SHARED.items() if stack in stacks), stack)
+
+
 def environment(stack: str, *extras: str) -> Path:
-    """Return a virtual environment with all that the stack's variants declare for the CPU.
+    """Return a virtual environment with all that the stack's variants declare for the CPU."""
+    return _environment(shared_name(stack), *extras)
+
+
+@cache
+def _environment(shared: str, *extras: str) -> Path:
+    """Return the environment of this name.
 
     It is made once for each set of requirements, and found again in the checkout's cache.
     """
-    name = "-".join([stack, *extras])
+    name = "-".join([shared, *extras])
     with locked(f"environment-{name}"):
         with TemporaryDirectory() as folder:
-            requirements = sorted(_requirements(stack, extras, Path(folder)))
-        python = find_python(PYTHONS.get(stack, "3.11")) or sys.executable
+            requirements = sorted(_requirements(shared, extras, Path(folder)))
+        python = find_python(PYTHONS.get(shared, "3.11")) or sys.executable
         return found_or_made(CACHE / "environments", name, python, requirements)
 
 
@@ -99,19 +115,19 @@ def python_of(variant: Variant) -> str:
     return str(environment(variant.stack) / "bin" / "python")
 
 
-def _requirements(stack: str, extras: Iterable[str], folder: Path) -> Iterator[str]:
-    """Collect what each of the stack's variants for the CPU depends on, development included."""
+def _requirements(shared: str, extras: Iterable[str], folder: Path) -> Iterator[str]:
+    """Collect what each variant for the CPU that runs there depends on, development included."""
     seen: set[str] = set()
     every = {"contracts": list(CONTRACTS), "auth": "jwt", "features": list(FEATURES)}
     for variant in variants():
-        if variant.stack != stack or variant.accelerator != "cpu":
+        if shared_name(variant.stack) != shared or variant.accelerator != "cpu":
             continue
         project = render(folder / variant.name, variant.answers | every)
         document = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
         declared = [*document["project"]["dependencies"], *document["dependency-groups"]["dev"]]
         optional = document["project"].get("optional-dependencies", {})
         declared += [text for extra in extras for text in optional.get(extra, [])]
-        if stack == "custom":  # for the services that are written by hand, in tests/subjects
+        if shared == "custom":  # for the services that are written by hand, in tests/subjects
             declared.append("python-multipart>=0.0.20")
         for requirement in declared:
             if requirement not in seen:

@@ -19,7 +19,7 @@ from time import perf_counter
 import pytest
 import yaml
 
-from environments import CACHE, locked, python_of, run, uv
+from environments import CACHE, locked, python_of, run, shared_name, uv
 from rendering import files_in, render
 from updating import declared_owners, owners
 from variants import Variant, example_of, table, variants
@@ -216,12 +216,12 @@ def test_style(variant: Variant, project: Path) -> None:
 @every_variant
 def test_types(variant: Variant, project: Path) -> None:
     """The strict type checker has nothing to say, with the stack's own packages installed."""
-    # What mypy learns of a framework takes it 20 s, and serves all the stack's variants that have
-    # the same settings. Others would find it of no use, and write their own over it.
+    # What mypy learns of a framework takes it 20 s, and serves all the environment's variants that
+    # have the same settings. Others would find it of no use, and write their own over it.
     document = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
     settings = document["tool"]["mypy"] | {"overrides": []}  # each of which is for few modules
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    learnt = f"{variant.stack}-{key}"
+    learnt = f"{shared_name(variant.stack)}-{key}"
     with locked(f"mypy-{learnt}"):
         command = [python_of(variant), "-m", "mypy", "--cache-dir", str(CACHE / "mypy" / learnt)]
         run(command, cwd=project)
