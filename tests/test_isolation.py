@@ -10,12 +10,14 @@ import pytest
 
 from live import Live, is_alive, wait_for
 from scripted_model import WAIT_SECONDS, calls, make, post, queue_behind, running
+from updating import change
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the rendered service."""
-    return make(tmp_path_factory.mktemp("isolation") / "service", features=["isolation"])
+    folder = tmp_path_factory.mktemp("isolation") / "service"
+    return make(folder, features=["observability", "isolation"])
 
 
 def wait(condition: Callable[[], bool], service: Live) -> None:
@@ -101,12 +103,9 @@ def test_a_death_between_calls(project: Path, tmp_path: Path, orders: str, logge
 
 def make_loading(folder: Path, code: str) -> Path:
     """Return a rendered service that runs this line, too, when it loads its model."""
-    project = make(folder, isolation="process")
-    main = project / "main.py"
+    project = make(folder, features=["isolation"])
     load = '        if os.path.exists("unloadable"):\n'
-    text = main.read_text(encoding="utf-8")
-    assert load in text
-    main.write_text(text.replace(load, f"        {code}\n{load}"), encoding="utf-8")
+    change(project / "inference.py", load, f"        {code}\n{load}")
     return project
 
 

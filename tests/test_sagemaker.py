@@ -362,10 +362,12 @@ def test_main_in_a_script(
         assert service.log.count("Model loaded in") == 1
 
 
-@pytest.mark.parametrize("isolation", ["thread", "process"])
-def test_main_in_a_script_of_each_process(isolation: str, scripts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("features", [["replicas"], ["replicas", "isolation"]])
+def test_main_in_a_script_of_each_process(
+    features: list[str], scripts: Path, tmp_path: Path
+) -> None:
     """It is so in each of several processes, and where the model has a process of its own."""
-    project = contract(tmp_path / "service", isolation=isolation)
+    project = contract(tmp_path / "service", features=features)
     env = {"SAGEMAKER_MODEL_PATH": str(scripts), "CUSTOM_SCRIPT_FILENAME": "extending.py"}
     env |= {"CUSTOM_FASTAPI_PING_HANDLER": "main:health", "WORKERS": "2"}
     with live(project, python(), tmp_path / "log", **env) as service:

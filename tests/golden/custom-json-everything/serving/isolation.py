@@ -53,6 +53,7 @@ class ModelProcess:
         """Start the process and return when the model is loaded; raises what that raised."""
         if self._deaths >= MAX_DEATHS:
             raise CannotLoad(f"its process ended {MAX_DEATHS} times in a row without a call")
+        self._busy = True
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
             target=_serve, args=(theirs, *self._functions), name=NAME, daemon=True
@@ -107,7 +108,7 @@ class ModelProcess:
         self._busy = True
         try:
             return self._connection.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # it has died, or `close` was here first
             self._ended.wait()
         finally:
             self._busy = False
