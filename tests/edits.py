@@ -150,7 +150,7 @@ def edit_every_part_of_the_model(project: Path) -> None:
         "        if len(inputs) > limit():\n"
         '            raise BadInput("There are too many.")\n',
     )
-    change(model, "(64, 64)", "(32, 32)")
+    change(model, "(64, 64)", "(96, 96)")
     test = project / "tests" / "test_model.py"
     change(test, '{"file": ', '{"picture": ')
     change(test, '"share": 1.0}', '"share": 1.0, "unit": "part"}')
