@@ -6,6 +6,9 @@ REPEATS ?= 3
 VENV := .venv/bin
 GATE = make test
 
+# Where it is set, each of the thousands of starts in the tests would compile the service anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test golden docs bench release clean
 
 demo:

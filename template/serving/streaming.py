@@ -7,7 +7,6 @@ from typing import Any, Protocol, runtime_checkable
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
 
 from serving.limits import describe
 
@@ -19,8 +18,8 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 class Streams(Protocol):
     """A model that can answer in parts."""
 
-    def stream(self, item: Any, /) -> Iterator[BaseModel]:
-        """Yield the parts of one input's answer."""
+    def stream(self, item: Any, /) -> Iterator[Any]:
+        """Yield the parts of one input's answer, each an `Output`."""
 
 
 class EventStream(StreamingResponse):

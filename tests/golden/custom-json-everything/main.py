@@ -19,7 +19,6 @@ from operator import attrgetter
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from pydantic import BaseModel
 
 from device import get_device
 from inference import EXAMPLE, MODEL_NAME, Model, Output, Params
@@ -83,7 +82,7 @@ def predict(inputs: list[Input[Params]]) -> list[Output]:
     return model.predict(inputs)
 
 
-def stream(item: Input[Params]) -> Iterator[BaseModel]:
+def stream(item: Input[Params]) -> Iterator[Output]:
     """Have the model answer in parts, where it can; on its own process."""
     if not isinstance(model, Streams):
         raise NotReady
