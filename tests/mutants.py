@@ -295,8 +295,8 @@ MUTANTS = [
         (MAIN, "guard(app, max_bytes=MAX_UPLOAD_BYTES)\n", ""),
         (
             MAIN,
-            '@app.get("/health")',
-            'guard(app, max_bytes=MAX_UPLOAD_BYTES)\n\n\n@app.get("/health")',
+            "observe(app, worker)\n",
+            "guard(app, max_bytes=MAX_UPLOAD_BYTES)\nobserve(app, worker)\n",
         ),
     ),
     mutant(
