@@ -189,5 +189,12 @@ def _with_others(cells: list[Variant]) -> Iterator[Variant]:
 def _other_values(cell: Variant) -> dict[str, list[Any]]:
     row = table("presets")[cell.preset] if cell.preset != "none" else None
     pythons = (row or table("model_types")[cell.model_type])["pythons"]
-    # Each feature is there or not, as if it were a question of its own.
-    return CYCLED | {name: [True, False] for name in FEATURES} | {"python_version": pythons}
+    # Each feature is there or not, as if it were a question of its own. Where no pair is new, the
+    # cells whose whole suite is run have few, as a service has; the others, which are quicker, have
+    # as many as can be.
+    few = cell.is_full_depth
+    features = {
+        name: [False, True] if few and name != "observability" else [True, False]
+        for name in FEATURES
+    }
+    return CYCLED | features | {"python_version": pythons}
