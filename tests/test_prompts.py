@@ -356,7 +356,7 @@ def test_dialogue_of_enters(repository: Path, tmp_path: Path) -> None:
     """Enter for everything, on a terminal, makes the service of --defaults."""
     with dialogue(repository, tmp_path / "service") as terminal:
         for name in asked():
-            terminal.answer(name, "")
+            terminal.answer(name, "\r")
         assert terminal.finish() == 0, terminal.text
     assert "Next:" in terminal.text
     shown = [name for name in questions() if questionnaire()[name]["help"] in terminal.text]
@@ -368,8 +368,10 @@ def test_dialogue_of_enters(repository: Path, tmp_path: Path) -> None:
 def test_dialogue_of_more_options(repository: Path, tmp_path: Path) -> None:
     """With more options wanted, all questions are asked; what is chosen is stored."""
     with dialogue(repository, tmp_path / "service") as terminal:
+        # A switch is answered by its letter alone: Enter would be the next question's answer.
+        keys = {"more_options": "y", "contracts": " \r"}
         for name in questions():
-            terminal.answer(name, {"more_options": "y", "contracts": " "}.get(name, ""))
+            terminal.answer(name, keys.get(name, "\r"))
         assert terminal.finish() == 0, terminal.text
     answers = stored(tmp_path / "service")
     assert answers["more_options"] is True
@@ -398,7 +400,7 @@ def test_dialogue_of_a_preset(repository: Path, tmp_path: Path) -> None:
     with dialogue(repository, tmp_path / "service") as terminal:
         for name in asked():
             if "preset" not in questions()[name].get("ask", ""):
-                terminal.answer(name, "\x1b[B" if name == "preset" else "")
+                terminal.answer(name, "\x1b[B\r" if name == "preset" else "\r")
         assert terminal.finish() == 0, terminal.text
     for name in ("model_type", "input_kind", "endpoint"):
         assert questionnaire()[name]["help"] not in terminal.text
@@ -409,7 +411,7 @@ def test_dialogue_of_a_preset(repository: Path, tmp_path: Path) -> None:
 def test_dialogue_with_a_wrong_answer(repository: Path, tmp_path: Path) -> None:
     """A wrong answer is told at once, beside the question, and can be mended."""
     with dialogue(repository, tmp_path / "service") as terminal:
-        terminal.answer("project_name", "-")
+        terminal.answer("project_name", "-\r")
         terminal.wait_for("is no DNS label")
         terminal.send("\x7fs\r")
         terminal.wait_for(questionnaire()["project_description"]["help"])
@@ -420,10 +422,10 @@ def test_dialogue_greys_out(repository: Path, tmp_path: Path) -> None:
     """What the model type cannot do is shown with the reason, and is not chosen."""
     with dialogue(repository, tmp_path / "service") as terminal:
         for name in ("project_name", "project_description", "preset"):
-            terminal.answer(name, "")
-        terminal.answer("model_type", 4 * "\x1b[B")
+            terminal.answer(name, "\r")
+        terminal.answer("model_type", 4 * "\x1b[B" + "\r")
         terminal.wait_for("model_type=ggml does not take video: choose json or audio")
-        terminal.answer("input_kind", "")
+        terminal.answer("input_kind", "\r")
         terminal.wait_for(questionnaire()["accelerator"]["help"])
 
 
@@ -442,9 +444,9 @@ class Terminal:
         self.deadline = time.monotonic() + DIALOGUE_SECONDS
 
     def answer(self, question: str, keys: str) -> None:
-        """Wait for a question, and answer it with these keys and Enter."""
+        """Wait for a question, and answer it with these keys."""
         self.wait_for(questionnaire()[question]["help"])
-        self.send(f"{keys}\r")
+        self.send(keys)
 
     def send(self, keys: str) -> None:
         """Press keys."""
