@@ -41,7 +41,11 @@ SERVICES: dict[str, tuple[dict[str, Any], Edit | None]] = {
 QUESTIONS = [
     *(("bare", question) for question in questions()),
     *(("full", question) for question in [*SEVERAL, "auth"]),
-    *(("preset", question) for question in ["preset", *next(iter(table("presets").values()))]),
+    *(
+        ("preset", question)
+        for question in ["preset", *next(iter(table("presets").values()))]
+        if question in questions()
+    ),
 ]
 
 
@@ -109,6 +113,7 @@ def fresh_main(folder: Path, answers: dict[str, Any], edit: Edit | None) -> str:
         exclude=["*", "!main.py"],
     )
     if edit:
+        (folder / "tests").mkdir()  # where the edit puts a test of its own
         edit(folder)
     return (folder / "main.py").read_text(encoding="utf-8")
 

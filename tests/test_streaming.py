@@ -197,7 +197,7 @@ def test_crash_on_the_way(project: Path, tmp_path: Path) -> None:
         assert [part.get("count") for part in stream(service, 0)] == [0, None]
 
 
-@pytest.mark.parametrize("project", [("process", False, ())], ids=str, indirect=True)
+@pytest.mark.parametrize("project", [(("isolation",), ())], ids=str, indirect=True)
 def test_death_between_streams(project: Path, tmp_path: Path) -> None:
     """A model that dies when it has nothing to do is replaced before the next stream."""
     with running(project, tmp_path / "log") as service:

@@ -217,6 +217,7 @@ def test_deleted_file_of_the_template(repository: Path, tmp_path: Path) -> None:
 def test_other_accelerator(repository: Path, tmp_path: Path, to: str) -> None:
     """From cpu to another accelerator the model stays, and everything around it follows."""
     answers: dict[str, Any] = {"model_type": "pytorch", "input_kind": "json"}
+    answers["features"] = ["observability"]  # an answer that was given stays
     project = render(repository, tmp_path / "service", accelerator="cpu", **answers)
     put_model(project, GREETER)
     update(project, accelerator=to)
