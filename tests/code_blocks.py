@@ -164,6 +164,7 @@ class Page:
                 script.write_text(self.with_ports(block.text), encoding="utf-8")
                 self.run(f"{tool(name, *REQUIREMENTS[name])} {script}", self.folder / folder)
             case "file":
+                (self.folder / what).parent.mkdir(exist_ok=True)
                 (self.folder / what).write_text(block.text, encoding="utf-8")
             case "add":
                 add(file, block.text)
