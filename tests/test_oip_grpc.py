@@ -1,5 +1,6 @@
 """The Open Inference Protocol over gRPC, beside what its clients see: its life as a server."""
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from clients import driver
 from live import Live, live, wait_for
 from scripted_model import HANG, calls, make, post, queue_behind, running
-from updating import python
+from updating import change, python
 
 pytestmark = pytest.mark.xdist_group("open-inference")
 
@@ -35,7 +36,6 @@ def service(project: Path, tmp_path: Path, request: pytest.FixtureRequest) -> It
     """Return it, started with the variables that the test is marked with."""
     env = {"MAX_QUEUE_SIZE": "2", "MAX_UPLOAD_MB": "1"} | getattr(request, "param", {})
     with running(project, tmp_path / "log", **env) as service:
-        wait(lambda: "gRPC on port" in service.log, complaint=lambda: service.log)
         yield service
 
 
@@ -64,6 +64,24 @@ def together(outcome: dict[str, Any]) -> int:
     """Return how many requests shared the model's call."""
     [found] = [x for x in outcome["message"]["outputs"] if x["name"] == "together"]
     return int(found["contents"]["int64_contents"][0])
+
+
+def test_ready_with_the_port(project: Path, tmp_path: Path) -> None:
+    """The service is ready when the port for gRPC is open, too."""
+    slow = shutil.copytree(project, tmp_path / "service")
+    change(
+        slow / "serving" / "contracts" / "oip" / "grpc_server.py",
+        "    import grpc.aio\n",
+        "    time.sleep(2)\n    import grpc.aio\n",
+    )
+    change(
+        slow / "serving" / "contracts" / "oip" / "grpc_server.py",
+        "import asyncio\n",
+        "import asyncio\nimport time\n",
+    )
+    with live(slow, python(), tmp_path / "log", WARMUP="0") as service:
+        service.ready()
+        socket.create_connection(("127.0.0.1", service.grpc_port), PATIENCE_SECONDS).close()
 
 
 def test_crowd(service: Live, project: Path) -> None:

@@ -248,6 +248,7 @@ class Worker:
         self.kill = kill
         self.failed = False
         self.refused = 0  # requests, for want of a place
+        self.starting: set[str] = set()  # what else has to be there before requests should come
         self.observer = Observer()
         self._has_loaded = self._is_loaded = False
         self._lost: ModelDied | None = None
@@ -310,6 +311,8 @@ class Worker:
             raise NotReady("Shutting down.")
         if not self._is_loaded:
             raise NotReady
+        if self.starting:
+            raise NotReady(f"Starting: {', '.join(self.starting)}.")
         running = self._running
         if running and all(call.deadline < time.monotonic() for call in running):
             raise NotReady("The model hangs in a call that is past its deadline.")

@@ -388,6 +388,7 @@ class Health:
 @asynccontextmanager
 async def serve_grpc(core: Core[Any], authorizer: Authorizer) -> AsyncIterator[None]:
     """Serve on GRPC_PORT, until all calls have ended."""
+    core.worker.starting.add("gRPC")
     starting = asyncio.create_task(start(core, authorizer))
     yield
     if stop := await starting:
@@ -423,6 +424,7 @@ async def start(core: Core[Any], authorizer: Authorizer) -> Callable[[], Awaitab
         logger.critical("gRPC cannot be served on GRPC_PORT=%d", GRPC_PORT, exc_info=True)
         core.worker.fail()
         return None
+    core.worker.starting.remove("gRPC")
     logger.info("gRPC on port %d", GRPC_PORT)
 
     async def stop() -> None:
