@@ -246,7 +246,7 @@ def add(file: Path, text: str) -> None:
     main = file.read_text(encoding="utf-8")
     assert OWN_PLACE in main
     place = main.index("\n", main.index(OWN_PLACE)) + 1
-    last_import = main.index("\nPORT = ")
+    last_import = main.index("\nconfigure_logging()")
     head, between, tail = main[:last_import], main[last_import:place], main[place:]
     file.write_text(
         f"{head}{''.join(lines[:end])}{between}\n{''.join(lines[end:]).strip()}\n{tail}", "utf-8"

@@ -211,14 +211,16 @@ async def name() -> dict[str, str]:
         encoding="utf-8",
     )
     main = project / "main.py"
-    change(main, "from fastapi import FastAPI", "from fastapi import Depends, FastAPI")
     change(
         main,
-        "from fastapi.middleware.cors import CORSMiddleware\n",
-        "from fastapi.middleware.cors import CORSMiddleware\n"
-        "from fastapi.middleware.gzip import GZipMiddleware\n",
+        "from fastapi import APIRouter, FastAPI",
+        "from fastapi import APIRouter, Depends, FastAPI",
     )
-    change(main, "from device import get_device\n", "import team\nfrom device import get_device\n")
+    change(
+        main,
+        "\nfrom inference import ",
+        "from fastapi.middleware.gzip import GZipMiddleware\n\nimport team\nfrom inference import ",
+    )
     change(
         main,
         "    lifespan=lifespan,\n",
@@ -313,9 +315,12 @@ def read(file: Path) -> bytes:
 def change_settings(project: Path) -> None:
     """Have another default, and another middleware."""
     main = project / "main.py"
-    change(main, '"MAX_QUEUE_SIZE", 64', '"MAX_QUEUE_SIZE", 16')
-    cors = "from fastapi.middleware.cors import CORSMiddleware\n"
-    change(main, cors, cors + "from fastapi.middleware.gzip import GZipMiddleware\n")
+    change(project / "serving" / "settings.py", "size: PositiveInt = 64", "size: PositiveInt = 16")
+    change(
+        main,
+        "\nfrom inference import ",
+        "from fastapi.middleware.gzip import GZipMiddleware\n\nfrom inference import ",
+    )
     add_to_main(project, "\napp.add_middleware(GZipMiddleware)\n\n")
 
 
@@ -323,9 +328,9 @@ def edit_the_machinery(project: Path) -> None:
     """Log more in serving/worker.py, and say something else in serving/limits.py."""
     change(
         project / "serving" / "worker.py",
-        "                call.started = now\n",
-        "                call.started = now\n"
-        '            logger.debug("A call starts; %d wait", len(self._waiting))\n',
+        "                call.started = time.monotonic()\n",
+        "                call.started = time.monotonic()\n"
+        '            logger.debug("A call starts; %d wait", len(self.waiting))\n',
     )
     append(
         project / "serving" / "limits.py",

@@ -81,23 +81,28 @@ def _environment(shared: str, *extras: str) -> Path:
         return found_or_made(CACHE / "environments", name, python, requirements)
 
 
-def found_or_made(folder: Path, name: str, python: str, requirements: list[str]) -> Path:
+def found_or_made(
+    folder: Path, name: str, python: str, requirements: list[str], *options: str
+) -> Path:
     """Return an environment with these requirements; whoever asks holds the lock of its name."""
-    key = hashlib.sha256("\n".join([python, *requirements]).encode()).hexdigest()[:12]
+    made_of = "\n".join([python, *requirements, *options])
+    key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
     path = folder / f"{name}-{key}"
     if not (path / "complete").exists():
         print(f"Installing {name} …", flush=True)
-        make(path, python, requirements)
+        make(path, python, requirements, *options)
         (path / "complete").touch()
     return path
 
 
 @cache
-def tool(name: str, *requirements: str, version: str = "3.11") -> str:
+def tool(
+    name: str, *requirements: str, version: str = "3.11", options: tuple[str, ...] = ()
+) -> str:
     """Return the interpreter of an environment for something else than a stack, made once."""
     python = find_python(version) or sys.executable
     with locked(f"environment-{name}"):
-        path = found_or_made(CACHE / "environments", name, python, list(requirements))
+        path = found_or_made(CACHE / "environments", name, python, list(requirements), *options)
     return str(path / "bin" / "python")
 
 
@@ -135,8 +140,11 @@ def _requirements(shared: str, extras: Iterable[str], folder: Path) -> Iterator[
                 yield requirement
 
 
-def make(path: Path, python: str, requirements: list[str]) -> None:
-    """Make an environment with these requirements; torch is the build for the CPU."""
+def make(path: Path, python: str, requirements: list[str], *options: str) -> None:
+    """Make an environment with these requirements; torch is the build for the CPU.
+
+    The options are uv's, for instance `--resolution=lowest-direct`.
+    """
     shutil.rmtree(path, ignore_errors=True)
     run([uv(), "venv", "--quiet", "--python", python, str(path)])
     # These two are wanted for the weights inside them, not for what they depend on.
@@ -145,7 +153,7 @@ def make(path: Path, python: str, requirements: list[str]) -> None:
     # Without bytecode every start of a service would compile what it imports, where the machine
     # forbids Python to write it (PYTHONDONTWRITEBYTECODE).
     install = [uv(), "pip", "install", "--quiet", "--compile-bytecode"]
-    install += ["--python", str(path / "bin" / "python")]
+    install += ["--python", str(path / "bin" / "python"), *options]
     if any(text.startswith("torch") for text in others):
         # A wheel of torch that pip has been told of, else PyTorch's own index of CPU builds.
         links = os.getenv("PIP_FIND_LINKS")

@@ -38,6 +38,8 @@ def mutant(number: int, name: str, *edits: tuple[str, str, str], **answers: Any)
 MAIN, DEVICE, INFERENCE = "main.py", "device.py", "inference.py"
 INPUTS, REQUESTS = "serving/inputs.py", "serving/requests.py"
 LIMITS, WORKER, SERVER = "serving/limits.py", "serving/worker.py", "serving/server.py"
+ERRORS, RUNNER, SERVICE = "serving/errors.py", "serving/runner.py", "serving/service.py"
+SETTINGS, LOGS = "serving/settings.py", "serving/logs.py"
 THREADS, GPU, AUTH = "serving/threads.py", "serving/gpu.py", "serving/auth.py"
 METRICS, OBSERVABILITY = "serving/metrics.py", "serving/observability.py"
 STREAMING = "serving/streaming.py"
@@ -75,7 +77,8 @@ MUTANTS = [
         2,
         "in-main",
         (MAIN, "MODEL_NAME, Model, Output", "MODEL_NAME, Output"),
-        (MAIN, "model: Model | None", f"{MODEL}\n\nmodel: Model | None"),
+        (MAIN, "import RESPONSES\n", "import RESPONSES\nfrom serving.inputs import Input\n"),
+        (MAIN, "configure_logging()\n", f"configure_logging()\n{MODEL}\n\n"),
     ),
     mutant(3, "device-with-index", (DEVICE, 'return "cpu"', 'return "cpu:0"')),
     mutant(
@@ -90,50 +93,83 @@ MUTANTS = [
         (DEVICE, "except Exception as", "except OSError as"),
         model_type="onnxruntime",
     ),
-    mutant(6, "device-not-handed-over", (MAIN, "loaded = Model(device)", 'loaded = Model("auto")')),
+    mutant(6, "device-not-handed-over", (RUNNER, "model_class(device)", 'model_class("auto")')),
     mutant(7, "device-not-logged", (DEVICE, 'logger.info("Using', 'logger.debug("Using')),
     mutant(
         8,
         "loaded-by-each-call",
-        (MAIN, "return model.predict(inputs)", 'return Model("cpu").predict(inputs)'),
+        (RUNNER, "= self.model.predict(inputs)", '= self.model_class("cpu").predict(inputs)'),
     ),
-    mutant(9, "never-none", (MAIN, "model: Model | None = None", "model = object()")),
+    mutant(
+        9,
+        "never-none",
+        (
+            WORKER,
+            "        if not self.is_loaded:\n            raise NotReady\n        self.admit()",
+            "",
+        ),
+    ),
     mutant(
         10,
         "loaded-by-the-first-request",
-        (MAIN, "    worker.start()\n", ""),
-        (MAIN, "    worker.check()", "    start()\n    worker.check()"),
-        (MAIN, "@asynccontextmanager", "start = lru_cache(worker.start)\n\n\n@asynccontextmanager"),
-        (MAIN, "import partial", "import lru_cache, partial"),
+        (SERVICE, "        self.worker.start()\n", ""),
+        (
+            WORKER,
+            "        if self._is_draining:\n",
+            (
+                '        if not hasattr(self, "_loop"):\n            self.start()\n'
+                "        if self._is_draining:\n"
+            ),
+        ),
     ),
-    mutant(11, "start-of-load-not-logged", (MAIN, 'logger.info("Loading', 'logger.debug("Loading')),
+    mutant(
+        11, "start-of-load-not-logged", (RUNNER, 'logger.info("Loading', 'logger.debug("Loading')
+    ),
     mutant(
         11,
         "end-of-load-not-logged",
-        (MAIN, 'logger.info("Model loaded', 'logger.debug("Model loaded'),
+        (RUNNER, 'logger.info("Model loaded', 'logger.debug("Model loaded'),
     ),
-    mutant(12, "not-closed", (MAIN, "        close()\n", "        pass\n")),
+    mutant(12, "not-closed", (RUNNER, "            close()\n", "            pass\n")),
     mutant(
-        13, "wrong-number-becomes-the-default", (LIMITS, "value = minimum - 1", "value = default")
+        13,
+        "wrong-number-becomes-the-default",
+        (
+            SETTINGS,
+            "        sys.exit(f",
+            "        return Settings.model_construct()\n        print(f",
+        ),
     ),
-    mutant(13, "zero-is-taken", (LIMITS, "if value < minimum:", "if value < 0:")),
-    mutant(13, "wrong-level-ends-in-a-traceback", (MAIN, "if LOG_LEVEL not in", "if not")),
-    mutant(14, "fixed-port", (MAIN, "port=PORT", "port=8000")),
+    mutant(
+        13,
+        "zero-is-taken",
+        (SETTINGS, "timeout_seconds: PositiveInt", "timeout_seconds: NonNegativeInt"),
+    ),
+    mutant(
+        13,
+        "any-level-is-taken",
+        (SETTINGS, 'Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]', "str"),
+    ),
+    mutant(14, "fixed-port", (SERVER, "port=settings.port", "port=8000")),
     mutant(
         15,
         "fixed-model-name",
         (INFERENCE, 'os.getenv("MODEL_NAME", "nearest-color")', '"nearest-color"'),
     ),
-    mutant(16, "fixed-limit", (MAIN, 'env_int("MAX_UPLOAD_MB", 20, minimum=1)', "1")),
-    mutant(17, "fixed-timeout", (MAIN, 'env_int("INFER_TIMEOUT_SECONDS", 60, minimum=1)', "1")),
-    mutant(18, "fixed-level", (MAIN, "level=LOG_LEVEL", 'level="INFO"')),
+    mutant(16, "fixed-limit", (LIMITS, "settings.max_upload_mb", "1")),
+    mutant(17, "fixed-timeout", (WORKER, "timeout(settings.infer_timeout_seconds)", "timeout(1)")),
+    mutant(18, "fixed-level", (LOGS, "level=settings.log_level", 'level="INFO"')),
     mutant(18, "server-logs-by-itself", (SERVER, "log_config=None", 'log_level="info"')),
-    mutant(19, "no-cors", (MAIN, "app.add_middleware(\n    CORS", "print(\n    CORS")),
-    mutant(19, "some-headers", (MAIN, 'allow_headers=["*"]', 'allow_headers=["X-Some"]')),
+    mutant(
+        19,
+        "no-cors",
+        (SERVICE, "app.add_middleware(\n            CORS", "print(\n            CORS"),
+    ),
+    mutant(19, "some-headers", (SERVICE, 'allow_headers=["*"]', 'allow_headers=["X-Some"]')),
     mutant(
         19,
         "origins-cannot-be-tightened",
-        (MAIN, "allow_origins=CORS_ORIGINS", 'allow_origins=["*"]'),
+        (SERVICE, "allow_origins=settings.cors_origins", 'allow_origins=["*"]'),
     ),
     mutant(20, "other-words", (MAIN, '{"status": "ok"}', '{"status": "healthy"}')),
     mutant(
@@ -144,95 +180,109 @@ MUTANTS = [
     mutant(
         21,
         "always-ready",
-        (WORKER, "        if not self._is_loaded:\n            raise NotReady\n", ""),
+        (WORKER, "        if not self.is_loaded:\n            raise NotReady\n", ""),
     ),
     mutant(
         21,
         "lives-on-after-a-failed-load",
         (
             WORKER,
-            '"The model failed to load", exc_info=True)\n            self.fail()',
-            '"The model failed to load", exc_info=True)',
+            "                    self.fail()\n                else",
+            "                    pass\n                else",
         ),
     ),
     mutant(
-        21, "failed-load-is-success", (SERVER, "return 1 if door.worker.failed else 0", "return 0")
+        21, "failed-load-is-success", (SERVER, "sys.exit(1 if worker.failed else 0)", "sys.exit(0)")
     ),
     mutant(
         21,
         "failed-load-without-reason",
-        (WORKER, 'failed to load", exc_info=True', 'failed to load"'),
+        (WORKER, 'loaded: %s", error, exc_info=trace', 'loaded"'),
     ),
     mutant(
         22,
         "a-get-route-too",
         (
             MAIN,
-            '@app.post(\n    "/classify",',
-            '@app.api_route(\n    "/classify", methods=["GET", "POST"],',
+            '@model_router.post(\n    "/classify",',
+            '@model_router.api_route(\n    "/classify", methods=["GET", "POST"],',
         ),
     ),
     mutant(
-        22, "everybody's-route", (MAIN, '@app.post(\n    "/classify"', '@app.post(\n    "/predict"')
+        22,
+        "everybody's-route",
+        (MAIN, '@model_router.post(\n    "/classify"', '@app.post(\n    "/predict"'),
     ),
     mutant(23, "no-forms", (REQUESTS, '== "multipart/form-data"', '== "multipart/mixed"')),
     mutant(23, "other-field", (REQUESTS, "part.name == self.field", 'part.name == "upload"')),
     mutant(24, "other-schema", (MAIN, "response_model=Output", "response_model=Params")),
     mutant(
-        24, "answer-is-text", (MAIN, 'media_type="application/json"', 'media_type="text/plain"')
+        24, "answer-is-text", (SERVICE, 'media_type="application/json"', 'media_type="text/plain"')
     ),
     mutant(25, "empty-is-unreadable", (REQUESTS, "if not all(files):", "if False:")),
-    mutant(26, "declared-size-not-asked", (LIMITS, "int(declared) > self.max_bytes", "False")),
-    mutant(26, "body-not-counted", (LIMITS, "if counted > self.max_bytes", "if False")),
+    mutant(26, "declared-size-not-asked", (LIMITS, "int(declared) > MAX_BODY_BYTES", "False")),
     mutant(
-        26, "files-not-measured", (REQUESTS, "if sum(map(len, files)) > self.max_bytes", "if False")
+        26, "body-not-counted", (LIMITS, "if self._share.held + size > MAX_BODY_BYTES", "if False")
+    ),
+    mutant(
+        26,
+        "files-not-measured",
+        (REQUESTS, "if sum(map(len, files)) > MAX_UPLOAD_BYTES", "if False"),
     ),
     mutant(
         26,
         "json-not-measured",
-        (REQUESTS, "if len(body) > self.max_bytes", "if False"),
+        (REQUESTS, "if len(body) > MAX_UPLOAD_BYTES", "if False"),
         input_kind="json",
     ),
-    mutant(26, "other-words", (LIMITS, '"File too large."', '"Too big."')),
+    mutant(26, "other-words", (ERRORS, '"File too large."', '"Too big."')),
     mutant(
         27,
         "client's-mistake",
         (
             WORKER,
-            "        if not self._has_loaded:\n            raise NotReady\n",
-            "        if not self._has_loaded:\n            raise NotReady('Come back later.')\n",
+            "            raise NotReady\n        self.admit()",
+            "            raise NotReady('Come back later.')\n        self.admit()",
         ),
     ),
     mutant(
         28,
         "on-the-event-loop",
         (
-            MAIN,
-            "await worker.run(job, gone=request.state.is_disconnected)",
-            "worker.answer([job])[0]",
+            SERVICE,
+            "await self.worker.run(job, request.state.is_disconnected)",
+            "self.runner.answer([job])[0]",
         ),
     ),
     mutant(
         29,
         "no-deadline",
-        (WORKER, "time.monotonic() + self.bounds.timeout", "time.monotonic() + 3600"),
+        (WORKER, "timeout(settings.infer_timeout_seconds)", "timeout(3600)"),
     ),
-    mutant(29, "other-status", (LIMITS, 'reason = 504, "Inf', 'reason = 500, "Inf')),
+    mutant(29, "other-status", (ERRORS, 'message = 504, "Inf', 'message = 500, "Inf')),
     mutant(
         29,
         "hung-for-ever",
         (
             WORKER,
-            "self._running = []\n            while",
-            "self._changed.wait_for(lambda: self._waiting)\n            while",
+            "self.running = []\n            while",
+            "self._changed.wait_for(self._has_work)\n            while",
         ),
     ),
     mutant(
         29,
         "ready-while-it-hangs",
-        (WORKER, "        if running and all", "        if not running and all"),
+        (WORKER, "return bool(running) and all", "return not running and all"),
     ),
-    mutant(30, "readiness-first", (MAIN, "    worker.admit()\n", "    worker.check()\n")),
+    mutant(
+        30,
+        "readiness-first",
+        (
+            SERVICE,
+            "        parsed = await parse(request)\n",
+            "        self.worker.check()\n        parsed = await parse(request)\n",
+        ),
+    ),
     mutant(
         31,
         "corrupt-is-unforeseen",
@@ -247,26 +297,30 @@ MUTANTS = [
     mutant(
         32,
         "any-type",
-        (REQUESTS, "if not set(types) <= {*self.content_types, *UNTYPED}", "if False"),
+        (REQUESTS, "if not set(types) <= {*CONTENT_TYPES, *UNTYPED}", "if False"),
     ),
     mutant(32, "no-unknown-type", (REQUESTS, '{"", OCTET_STREAM}', '{""}')),
-    mutant(33, "other-status", (LIMITS, "return 422, {", "return 400, {")),
+    mutant(33, "other-status", (ERRORS, "return 422, {", "return 400, {")),
     mutant(33, "missing-file-not-told", (REQUESTS, "missing=not files", "missing=False")),
-    mutant(34, "main-memory-not-known", (LIMITS, "isinstance(error, MemoryError)", "False")),
+    mutant(34, "main-memory-not-known", (ERRORS, "isinstance(error, MemoryError)", "False")),
     mutant(
         34,
         "messages-not-read",
-        (LIMITS, "for text in texts", "for text in ()"),
+        (ERRORS, "for text in texts", "for text in ()"),
     ),
-    mutant(34, "no-time-to-retry", (LIMITS, '"Out of memory.", 5', '"Out of memory.", None')),
-    mutant(34, "gpu-not-named", (WORKER, "GpuOutOfMemory() if is_gpu else ", "")),
-    mutant(34, "gpu-named-on-the-cpu", (WORKER, 'get_device() != "cpu" and ', "")),
-    mutant(35, "raw-500", (LIMITS, "    app.add_middleware(CatchAll)\n", "")),
+    mutant(34, "no-time-to-retry", (ERRORS, '"Out of memory.", 5', '"Out of memory.", None')),
+    mutant(34, "gpu-not-named", (RUNNER, '"GPU out of memory." if is_gpu else ', "")),
+    mutant(34, "gpu-named-on-the-cpu", (RUNNER, 'get_device() != "cpu" and ', "")),
+    mutant(
+        35,
+        "raw-500",
+        (LIMITS, "            response = respond(error, scope)\n", "            raise\n"),
+    ),
     mutant(
         35,
         "no-id-in-the-log",
         (
-            LIMITS,
+            ERRORS,
             'logger.error("Error %s in %s %s", error_id, ',
             'logger.error("Error in %s %s", ',
         ),
@@ -276,15 +330,15 @@ MUTANTS = [
         "timeouts-mixed-up",
         (
             WORKER,
-            "except asyncio.CancelledError:",
-            "except TimeoutError:\n            raise Busy\n        except asyncio.CancelledError:",
+            "if limit.expired():",
+            "if True:",
         ),
     ),
     mutant(
         35,
         "exit-ends-the-thread",
         (
-            WORKER,
+            RUNNER,
             "except BaseException as error:  # noqa: BLE001 -- sys",
             "except RuntimeError as error:  # noqa: BLE001 -- sys",
         ),
@@ -292,11 +346,11 @@ MUTANTS = [
     mutant(
         35,
         "failure-without-cors",
-        (MAIN, "guard(app, max_bytes=MAX_UPLOAD_BYTES)\n", ""),
+        (SERVICE, "        app.add_middleware(BodyLimit)\n", ""),
         (
-            MAIN,
-            "observe(app, worker)\n",
-            "guard(app, max_bytes=MAX_UPLOAD_BYTES)\nobserve(app, worker)\n",
+            SERVICE,
+            "        install_observability(",
+            "        app.add_middleware(BodyLimit)\n        install_observability(",
         ),
     ),
     mutant(
@@ -318,21 +372,27 @@ MUTANTS = [
     mutant(
         47,
         "closed-until-loaded",
-        (MAIN, "worker.start()\n", "load()\n    worker.load = lambda: None\n    worker.start()\n"),
+        (
+            SERVICE,
+            "        self.worker.start()\n",
+            (
+                "        self.runner.load()\n        self.runner.load = lambda: None\n"
+                "        self.worker.start()\n"
+            ),
+        ),
     ),
-    mutant(48, "no-bound", (WORKER, "len(self._waiting) >= self.bounds.max_queue", "False")),
+    mutant(48, "no-bound", (WORKER, "len(self.waiting) >= settings.max_queue_size", "False")),
     mutant(
         48,
         "no-time-to-retry",
-        (LIMITS, '"Too many requests are waiting.", 1', '"Too many requests are waiting.", None'),
+        (ERRORS, '"Too many requests are waiting.", 1', '"Too many requests are waiting.", None'),
     ),
     mutant(
         48,
         "body-read-first",
-        (MAIN, "    worker.admit()\n", ""),
-        (SERVER, "if not self.worker.is_full or", "if True or"),
+        (LIMITS, "if self.worker.is_full and", "if False and"),
     ),
-    mutant(49, "hangs-on", (WORKER, "if hung and not self.failed:", "if False:")),
+    mutant(49, "hangs-on", (WORKER, "> limit and not self.failed:", "> limit and False:")),
     mutant(49, "ends-as-if-all-were-well", (WORKER, "        self.failed = True\n", "")),
     mutant(
         50,
@@ -357,58 +417,70 @@ MUTANTS = [
     ),
     mutant(53, "no-version", (MAIN, "ML Microservice Spec ", "ML Microservice Spec, version ")),
     mutant(53, "old-version", (MAIN, "ML Microservice Spec 1.", "ML Microservice Spec 0.")),
-    mutant(54, "run-for-nobody", (WORKER, "if await call.gone() and", "if False and")),
+    mutant(54, "run-for-nobody", (WORKER, "if await call.is_disconnected():", "if False:")),
     mutant(55, "nobody-told", (SERVER, "        self.worker.drain()\n", "")),
-    mutant(55, "closed-at-once", (SERVER, "if DRAIN_SECONDS and", "if False and")),
+    mutant(55, "closed-at-once", (SERVER, "if settings.drain_seconds and", "if False and")),
     mutant(
         55,
         "requests-refused",
         (
             WORKER,
-            "return len(self._waiting) >= self.bounds.max_q",
-            "return self._draining or len(self._waiting) >= self.bounds.max_q",
+            "return len(self.waiting) >= settings.max_q",
+            "return self._is_draining or len(self.waiting) >= settings.max_q",
         ),
     ),
     mutant(
         55, "signals-ignored", (SERVER, "        if self.should_exit:\n", "        if False:\n")
     ),
-    mutant(
-        56, "silence-endured", (SERVER, "self.since > REQUEST_TIMEOUT_SECONDS", "self.since > 3600")
-    ),
-    mutant(56, "half-a-body-endured", (LIMITS, "timeout_at(deadline)", "timeout_at(None)")),
+    mutant(56, "half-a-body-endured", (LIMITS, "timeout_at(self._deadline)", "timeout_at(None)")),
     mutant(57, "as-many-as-the-host-has", (THREADS, "len(os.sched_getaffinity(0))", "64")),
-    mutant(57, "frameworks-not-told", (THREADS, "os.environ.setdefault(", "print(")),
-    mutant(57, "setting-not-read", (THREADS, '("NUM_THREADS", "OMP_NUM_THREADS")', "()")),
-    mutant(57, "not-logged", (MAIN, 'logger.info("Threads:', 'logger.debug("Threads:')),
-    mutant(58, "any-path-is-a-label", (METRICS, "in paths else OTHER", "in paths else path")),
+    mutant(
+        57,
+        "frameworks-not-told",
+        (THREADS, 'os.environ["OMP_NUM_THREADS"]', 'os.environ["X_NUM_THREADS"]'),
+    ),
+    mutant(
+        57,
+        "setting-not-read",
+        (SETTINGS, 'AliasChoices("NUM_THREADS", ', 'AliasChoices("X_THREADS", '),
+    ),
+    mutant(57, "not-logged", (RUNNER, 'logger.info("Threads:', 'logger.debug("Threads:')),
+    mutant(
+        58,
+        "any-path-is-a-label",
+        (OBSERVABILITY, 'getattr(find_route(scope), "path", OTHER)', 'scope["path"]'),
+    ),
     mutant(58, "worker-not-observed", (METRICS, '"model_queue_depth"', '"model_queue"')),
     mutant(58, "requests-not-counted", (OBSERVABILITY, "self.metrics.requested", "print")),
-    mutant(59, "not-returned", (OBSERVABILITY, '(b"x-request-id", own', '(b"x-id", own')),
-    mutant(59, "any-id-is-taken", (METRICS, 'rb"[!-~]{1,128}"', 'rb".*"')),
+    mutant(59, "not-returned", (OBSERVABILITY, '(b"x-request-id", own_id.', '(b"x-id", own_id.')),
+    mutant(59, "any-id-is-taken", (OBSERVABILITY, 'rb"[!-~]{1,128}"', 'rb".*"')),
     mutant(
         59,
         "not-for-the-model",
-        (WORKER, "request_id.set(job.request_id if job", 'request_id.set("" if job'),
+        (RUNNER, "request_id.set(job.request_id if job", 'request_id.set("" if job'),
     ),
-    mutant(60, "not-json", (OBSERVABILITY, '"json": JsonFormatter', '"json": TextFormatter')),
-    mutant(60, "traceback-left-out", (OBSERVABILITY, "if record.exc_info:", "if False:")),
-    mutant(60, "queries-are-logged", (OBSERVABILITY, "uvicorn.access", "uvicorn.other")),
+    mutant(60, "not-json", (LOGS, 'JsonFormatter() if settings.log_format == "json" else ', "")),
+    mutant(60, "traceback-left-out", (LOGS, "if record.exc_info:", "if False:")),
+    mutant(60, "queries-are-logged", (LOGS, "uvicorn.access", "uvicorn.other")),
     mutant(
         60,
         "any-format",
-        (OBSERVABILITY, "formatters[LOG_FORMAT]", "TextFormatter"),
-        (OBSERVABILITY, "if LOG_FORMAT not in", "if not"),
+        (SETTINGS, 'Literal["text", "json"]', "str"),
     ),
     mutant(
         61,
         "deadline-for-all",
-        (WORKER, "                call.deadline = now + self.bounds.timeout\n", ""),
+        (
+            STREAMING,
+            "asyncio.timeout(settings.infer_timeout_seconds)",
+            "asyncio.timeout_at(call.queued + settings.infer_timeout_seconds)",
+        ),
         **STREAMS,
     ),
     mutant(
         61,
         "goes-on-for-nobody",
-        (WORKER, "                if call.is_left:\n                    break\n", ""),
+        (STREAMING, "                if call.future.done():\n                    break\n", ""),
         **STREAMS,
     ),
     mutant(61, "no-end", (STREAMING, '            yield event("{}", "end")\n', ""), **STREAMS),
@@ -431,7 +503,9 @@ MUTANTS = [
     mutant(62, "any-key-will-do", (AUTH, "hmac.compare_digest(digest, known)", "known"), **KEYS),
     mutant(62, "short-keys", (AUTH, "{16,}", "{1,}"), **KEYS),
     mutant(62, "one-header-only", (AUTH, 'headers.get(b"x-api-key", b"")', 'b""'), **KEYS),
-    mutant(62, "nobody-is-asked", (MAIN, "protect(app, authorizer)\n", ""), **KEYS),
+    mutant(
+        62, "nobody-is-asked", (SERVICE, "        install_auth(app, self.authorizer)\n", ""), **KEYS
+    ),
     mutant(
         62, "health-asks", (AUTH, 'frozenset({"GET", "HEAD", "OPTIONS"})', "frozenset()"), **KEYS
     ),
@@ -460,7 +534,11 @@ MUTANTS = [
     mutant(
         62,
         "policy-not-asked",
-        (AUTH, "if PDP_URL:\n            await", "if not PDP_URL:\n            await"),
+        (
+            AUTH,
+            "if settings.pdp_url:\n            await",
+            "if not settings.pdp_url:\n            await",
+        ),
         **KEYS,
     ),
     mutant(
@@ -504,27 +582,30 @@ MUTANTS = [
     mutant(
         62,
         "any-algorithm",
-        (AUTH, "algorithms=[JWT_ALGORITHM]", "algorithms=[*SECRET_BYTES]"),
+        (AUTH, "algorithms=[ALGORITHM]", "algorithms=[*SECRET_BYTES]"),
         **TOKENS,
     ),
-    mutant(
-        62, "short-secret", (AUTH, "if JWT_SECRET and len(", "if not JWT_SECRET and len("), **TOKENS
-    ),
-    mutant(63, "any-model", (OIP, "if name != self.name or version", "if version"), **SPEAKS_OIP),
+    mutant(62, "short-secret", (AUTH, "if secret and len(", "if not secret and len("), **TOKENS),
+    mutant(63, "any-model", (OIP, "if name != NAME or version", "if version"), **SPEAKS_OIP),
     mutant(63, "no-id", (OIP, "if asked.id is not None:", "if False:"), **SPEAKS_OIP),
     mutant(63, "all-outputs", (OIP, "dict.fromkeys(names or columns)", "columns"), **SPEAKS_OIP),
     mutant(63, "binary-not-sent", (OIP, "binary[column.name] is True", "False"), **SPEAKS_OIP),
     mutant(
         63,
         "errors-of-its-own",
-        (LIMITS, 'body = {"error": as_sentence(body)}', "pass"),
+        (OIP, '{"error": as_sentence(body)}', "body"),
         **SPEAKS_OIP,
     ),
-    mutant(63, "unprocessable", (LIMITS, "status = 400  #", "status = 422  #"), **SPEAKS_OIP),
+    mutant(
+        63,
+        "unprocessable",
+        (OIP, "return 400 if is_invalid", "return 422 if is_invalid"),
+        **SPEAKS_OIP,
+    ),
     mutant(
         63,
         "always-ready",
-        (OIP, '        core.worker.check()\n        return {"ready"', '        return {"ready"'),
+        (OIP, '        service.worker.check()\n        return {"ready"', '        return {"ready"'),
         **SPEAKS_OIP,
     ),
     mutant(64, "no-id", (GRPC, ", id=work.id", ""), **SPEAKS_GRPC),
@@ -538,7 +619,7 @@ MUTANTS = [
     mutant(
         64,
         "always-serving",
-        (GRPC, "SERVING if is_ready(self.core) else statuses.NOT_SERVING", "SERVING"),
+        (GRPC, "SERVING if is_ready(self.service) else statuses.NOT_SERVING", "SERVING"),
         **SPEAKS_GRPC,
     ),
     mutant(64, "watchers-hold-it-up", (GRPC, "        watch.stopping.set()\n", ""), **SPEAKS_GRPC),
@@ -569,7 +650,7 @@ MUTANTS = [
     mutant(
         66,
         "ready-at-once",
-        (MODEL_ENGINE, "        core.worker.check()\n", ""),
+        (MODEL_ENGINE, "        service.worker.check()\n", ""),
         **SPEAKS_MODEL_ENGINE,
     ),
     mutant(
@@ -588,15 +669,13 @@ MUTANTS = [
     mutant(
         66,
         "full-is-not-ready",
-        (LIMITS, "status = 429", "status = 503"),
-        (MAIN, '"/predict": 429', '"/predict": 503'),
+        (MODEL_ENGINE, "return 429 if", "return 503 if"),
         **SPEAKS_MODEL_ENGINE,
     ),
     mutant(
         66,
         "body-read-first",
-        (MODEL_ENGINE, "        core.worker.admit()\n", ""),
-        (SERVER, "if not self.worker.is_full or", "if True or"),
+        (LIMITS, "if self.worker.is_full and", "if False and"),
         **SPEAKS_MODEL_ENGINE,
     ),
     mutant(
@@ -614,20 +693,22 @@ MUTANTS = [
     mutant(
         66,
         "answer-is-text",
-        (MODEL_ENGINE, 'media_type="application/json"', 'media_type="text/plain"'),
+        (SERVICE, 'media_type="application/json"', 'media_type="text/plain"'),
         **SPEAKS_MODEL_ENGINE,
     ),
     mutant(
         66,
         "answer-in-one-piece",
-        (MODEL_ENGINE, "if core.streams:", "if not core.streams:"),
+        (MODEL_ENGINE, "if service.streams:", "if not service.streams:"),
         **SPEAKS_MODEL_ENGINE,
         **STREAMS,
     ),
-    mutant(67, "body-lost-in-silence", (SERVER, "NoUpgrades(app)", "app")),
+    mutant(
+        67, "body-lost-in-silence", (SERVER, "reject if loses_body and has_body(scope) else ", "")
+    ),
     mutant(
         67,
         "body-is-the-next-request",
-        (LIMITS, '(b"connection", b"close")', '(b"x-connection", b"close")'),
+        (SERVER, '(b"connection", b"close")', '(b"x-connection", b"close")'),
     ),
 ]

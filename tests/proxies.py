@@ -1,6 +1,7 @@
 """Reverse proxies in front of replicas, which send requests to those whose /ready is 200."""
 
 import asyncio
+import os
 import shutil
 import socket
 import subprocess
@@ -15,27 +16,29 @@ from typing import Any
 import httpx
 import pytest
 
+from variants import ROOT
+
 CHECK_SECONDS = 0.1
 
-HAPROXY = """
-defaults
-    mode http
-    # A request that fails is not tried elsewhere: each loss shows.
-    retries 0
-    timeout connect 5s
-    timeout client 30s
-    timeout server 30s
-    timeout http-keep-alive 30s
-    timeout check 5s
-frontend in
-    bind 127.0.0.1:{port}
-    default_backend replicas
-backend replicas
-    balance roundrobin
-    http-reuse always
-    option httpchk GET /ready
-    default-server check inter 100ms fall 1 rise 1
-"""
+CONFIGURATIONS = ROOT / "docs" / "proxies"
+SERVER = "127.0.0.1:8000"
+# What a test does not wait for, and what it needs to run beside others.
+IN_TESTS: dict[str, list[tuple[str, str]]] = {
+    "nginx.conf": [
+        ("worker_processes auto;", "user root; worker_processes 1; daemon off; pid nginx.pid;"),
+        (" 10s;", " 1s;"),
+        ("http {", "http {\n    access_log off;\n{temporary}"),
+        ("listen 80;", "listen 127.0.0.1:{port};"),
+    ],
+    "haproxy.cfg": [
+        (" 10s\n", " 1s\n"),
+        # A request that fails is not tried elsewhere: each loss shows.
+        ("mode http\n", "mode http\n    retries 0\n"),
+        ("inter 1s", "inter 100ms"),
+        ("bind :80", "bind 127.0.0.1:{port}"),
+    ],
+}
+TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
 def free_port() -> int:
@@ -58,21 +61,45 @@ def wait_for(url: str) -> None:
 
 @contextmanager
 def haproxy(folder: Path, replicas: list[str]) -> Iterator[str]:
-    """Run HAProxy, where it is installed."""
-    command = shutil.which("haproxy") or pytest.skip("HAProxy is not installed")
+    """Run HAProxy as the docs have it, where it is installed."""
+    with proxy("haproxy", "haproxy.cfg", ["-db", "-f"], folder, replicas) as url:
+        yield url
+
+
+@contextmanager
+def nginx(folder: Path, replicas: list[str]) -> Iterator[str]:
+    """Run nginx as the docs have it, where it is installed."""
+    command = ["-e", "stderr", "-p", str(folder), "-c"]
+    with proxy("nginx", "nginx.conf", command, folder, replicas) as url:
+        yield url
+
+
+@contextmanager
+def proxy(
+    name: str, file: str, options: list[str], folder: Path, replicas: list[str]
+) -> Iterator[str]:
+    """Run a proxy with a configuration of the docs, a port of its own, and shorter times."""
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    command = shutil.which(name, path=path) or pytest.skip(f"{name} is not installed")
     port = free_port()
-    servers = [
-        f"    server replica{number} {url.removeprefix('http://')}\n"
+    text = (CONFIGURATIONS / file).read_text(encoding="utf-8")
+    temporary = "".join(f"    {kind}_temp_path {folder / kind};\n" for kind in TEMPORARY)
+    for old, new in IN_TESTS[file]:
+        assert old in text, old
+        text = text.replace(old, new.replace("{port}", str(port)).replace("{temporary}", temporary))
+    [line] = [line for line in text.splitlines() if SERVER in line]
+    lines = [
+        line.replace(SERVER, url.removeprefix("http://")).replace("replica1", f"replica{number}")
         for number, url in enumerate(replicas)
     ]
-    config = folder / "haproxy.cfg"
-    config.write_text(HAPROXY.format(port=port) + "".join(servers), encoding="utf-8")
-    process = subprocess.Popen([command, "-db", "-f", str(config)])
+    config = folder / file
+    config.write_text(text.replace(line, "\n".join(lines)), encoding="utf-8")
+    process = subprocess.Popen([command, *options, str(config)])
     try:
         wait_for(f"http://127.0.0.1:{port}")
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.kill()
+        process.terminate()
         process.wait()
 
 

@@ -155,7 +155,9 @@ def by_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a service that asks for a key, with routes of its owner's own."""
     project = make(tmp_path_factory.mktemp("by-key") / "service", "api-key")
     add_to_main(project, OWN)
-    change(project / "main.py", "import FastAPI, Request", "import FastAPI, Request, WebSocket")
+    change(
+        project / "main.py", "FastAPI, Request, Response", "FastAPI, Request, Response, WebSocket"
+    )
     return project
 
 

@@ -93,7 +93,7 @@ def test_broken_service(checkout: Path) -> None:
     """The template is rendered anew; a service that does not start is told with its log."""
     main = checkout / "template/main.py.jinja"
     whole = main.read_text()
-    main.write_text(whole.replace("def serve()", "sys.exit('no weights')\n\n\ndef serve()"))
+    main.write_text(whole.replace("configure_logging()\n", "raise SystemExit('no weights')\n"))
     status, _, errors = finish(start(checkout), checkout)
     main.write_text(whole)
     assert status == 1

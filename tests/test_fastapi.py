@@ -56,6 +56,10 @@ class Model:
         """Yield the one answer."""
         yield Output(double=2 * item.params.number)
 '''
+BROKEN_LOAD = (
+    '        """Load nothing."""\n',
+    '        """Load nothing."""\n        raise RuntimeError("no weights")\n',
+)
 KEY = {"X-Key": "of-mine"}
 CHECK_KEY = '''\
 def check_key(x_key: Annotated[str, Header()] = "") -> None:
@@ -143,16 +147,24 @@ app.add_middleware(Sign, text="signed")
 
 '''
 CLIENT = """
-import json, time
+import json
 from fastapi.testclient import TestClient
 from main import app
 
 with TestClient(app) as client:
     assert client.get("/health").status_code == 200
-    deadline = time.monotonic() + 60
-    while client.get("/ready").status_code != 200 and time.monotonic() < deadline:
-        time.sleep(0.05)
     print(json.dumps(client.post("/infer", json={"number": 21}).json()))
+"""
+
+CLIENT_OF_NONE = """
+from fastapi.testclient import TestClient
+from main import app
+
+try:
+    with TestClient(app):
+        pass
+except RuntimeError as error:
+    print(f"RuntimeError: {error}")
 """
 
 
@@ -217,7 +229,7 @@ def test_dependency_of_the_app(tmp_path: Path) -> None:
 
 def test_dependency_of_the_route(tmp_path: Path) -> None:
     """A dependency of the route guards the route, and is in its document."""
-    old = '@app.post(\n    "/infer",\n'
+    old = '@model_router.post(\n    "/infer",\n'
     with checking_keys(tmp_path, old, old + "    dependencies=[Depends(check_key)],\n") as found:
         service, _ = found
         refused = httpx.post(f"{service.url}/infer", json=DOCUMENT)
@@ -249,10 +261,10 @@ def get_user(request: Request) -> str:
     limit: Annotated[int, Query(le=9)] = 3,
 ) -> Response:"""
     change(main, "infer(request: Request) -> Response:", "infer" + parameters)
-    old = 'return Response(body, media_type="application/json")'
-    headers = 'headers = {"X-Seen": f"{user} {x_language} {limit}"}'
-    new = 'return Response(body, headers=headers, media_type="application/json")'
-    change(main, old, f"{headers}\n    {new}")
+    new = """response = await service.answer(request, parse)
+    response.headers["X-Seen"] = f"{user} {x_language} {limit}"
+    return response"""
+    change(main, "return await service.answer(request, parse)", new)
     picture = (project / "example.png").read_bytes()
     with live(project, python(), tmp_path / "log") as service:
         client = service.ready()
@@ -275,6 +287,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (project / "shelf.py").write_text(SHELF, encoding="utf-8")
     needs(
         project,
+        "import time",
         "from fastapi import BackgroundTasks",
         "from fastapi.responses import HTMLResponse",
         "from shelf import router",
@@ -351,6 +364,25 @@ def test_uvicorn(extended: Path, tmp_path: Path) -> None:
 
 
 def test_test_client(extended: Path) -> None:
-    """Starlette's TestClient runs the lifespan, and gets a prediction once it is ready."""
+    """With FastAPI's TestClient the first request is answered: it waits for the load."""
     printed = run([python(), "-W", "ignore", "-c", CLIENT], cwd=extended)
     assert json.loads(printed.splitlines()[-1]) == {"double": 42}
+
+
+def test_test_client_of_a_failed_load(tmp_path: Path) -> None:
+    """A load that fails is an error of the test that wants it, and ends no process."""
+    project = make(tmp_path / "service")
+    change(project / "inference.py", *BROKEN_LOAD)
+    printed = run([python(), "-W", "ignore", "-c", CLIENT_OF_NONE], cwd=project)
+    assert printed.splitlines()[-1] == "RuntimeError: no weights"
+
+
+def test_uvicorn_of_a_failed_load(tmp_path: Path) -> None:
+    """Without the service's own `serve`, uvicorn ends with an error, too."""
+    project = make(tmp_path / "service")
+    change(project / "inference.py", *BROKEN_LOAD)
+    port = str(free_port())
+    command = f"-m uvicorn main:app --host 127.0.0.1 --port {port}"
+    with live(project, python(), tmp_path / "log", script=command, PORT=port) as service:
+        assert service.process.wait(60) == 3
+    assert "RuntimeError: no weights" in service.log

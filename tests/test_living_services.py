@@ -65,9 +65,9 @@ NOW = 4
 SUMMARY = '    summary="Follows the ML Microservice Spec {{ spec_version }}.",\n'
 BROUGHT: dict[int, list[tuple[str, str, str]]] = {
     2: [
-        ("template/serving/worker.py", '        logger.exception("Out of memory")\n', ""),
+        ("template/serving/runner.py", '        logger.exception("Out of memory")\n', ""),
         ("template/k8s.yaml.jinja", "      automountServiceAccountToken: false\n", ""),
-        ("template/README.md.jinja", "| `WARMUP` | true |", "| `WARMUP` | yes |"),
+        ("template/REFERENCE.md.jinja", "Which weights.", "The weights."),
     ],
     3: [
         ("template/pyproject.toml.jinja", "uvicorn[standard]>=0.34,<1", "uvicorn>=0.30,<1"),
@@ -78,12 +78,8 @@ BROUGHT: dict[int, list[tuple[str, str, str]]] = {
     ],
     4: [
         ("template/main.py.jinja", SUMMARY, ""),
-        (
-            "template/serving/limits.py.jinja",
-            "        value = minimum - 1\n",
-            "        value = -1\n",
-        ),
-        ("template/AGENTS.md.jinja", "- Own no thread, no executor", "- Own no thread"),
+        ("template/serving/server.py", "KEEP_ALIVE_SECONDS = 75\n", "KEEP_ALIVE_SECONDS = 70\n"),
+        ("template/AGENTS.md.jinja", "- Own no thread and no executor", "- Own no thread"),
     ],
 }
 # A whole file that version 2 brought.

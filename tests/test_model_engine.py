@@ -302,16 +302,10 @@ def test_full(tmp_path: Path) -> None:
         taken = fill(folder, service, pool)
         headers = {"X-Request-ID": "mine"}
         own = ask(service.url)
-        door, app = (
-            service.client.post("/predict", json=slow_document(), headers=headers | more)
-            for more in ({}, {"Origin": "https://elsewhere"})
-        )
-        assert (door.status_code, app.status_code, own.status_code) == (429, 429, 503)
-        assert door.json() == app.json() == own.json()
-        named = {"access-control-allow-origin", "access-control-allow-credentials", "vary"}
-        assert set(app.headers) - named == set(door.headers)
-        assert (door.headers["X-Request-ID"], door.headers["Retry-After"]) == ("mine", "1")
-        # The app writes a line for each, the door none.
+        theirs = service.client.post("/predict", json=slow_document(), headers=headers)
+        assert (theirs.status_code, own.status_code) == (429, 503)
+        assert theirs.json() == own.json()
+        assert (theirs.headers["X-Request-ID"], theirs.headers["Retry-After"]) == ("mine", "1")
         wait_for(lambda: service.log.count("POST /predict 429") == 1, seconds=30)
         assert {call.result().status_code for call in taken} == {200}
         args = slow_document(CALL_SECONDS)
@@ -320,5 +314,5 @@ def test_full(tmp_path: Path) -> None:
         assert set(counts) <= {200, 429}
         assert counts[200] == CLIENTS
         metrics = service.client.get("/metrics").text
-        assert f'route="/predict",status="429"}} {counts[429] + 2.0}' in metrics
+        assert f'route="/predict",status="429"}} {counts[429] + 1.0}' in metrics
         assert 'route="/infer",status="503"} 1.0' in metrics

@@ -79,6 +79,6 @@ def test_every_requirement_has_a_mutant() -> None:
 
 def test_mutants_differ() -> None:
     """No two mutants are the same change under two names."""
-    changes = [(mutant.edits, mutant.moved) for mutant in MUTANTS]
+    changes = [(mutant.edits, mutant.moved, str(mutant.answers)) for mutant in MUTANTS]
     assert len(changes) == len(set(changes))
     assert len(MUTANTS) >= 40

@@ -95,7 +95,7 @@ nvml.nvmlDeviceGetTemperature = lambda index, sensor: 40
 sys.modules["pynvml"] = nvml
 """
 NO_DRIVER = "import sys\nsys.modules['pynvml'] = None\n"
-SERVE = "import main\nmain.serve()\n"
+SERVE = "import main\nmain.service.serve(main.app)\n"
 
 MIB = 2**20
 FEATURES = ("observability", "gpu")

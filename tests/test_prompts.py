@@ -223,7 +223,7 @@ def test_every_own_route_is_reserved(tmp_path: Path) -> None:
         for file in project.rglob("*.py")
         if "tests" not in file.parts
     )
-    routes = set(re.findall(r'@(?:app|router)\.\w+\(\s*"/([^"/]*)', code))
+    routes = set(re.findall(r'@(?:app|\w*router)\.\w+\(\s*"/([^"/]*)', code))
     assert {"health", "ready", "gpu", "v2", "predict", "the-model"} <= routes
     assert routes - {"the-model"} <= {*table("reserved_endpoints")}
 

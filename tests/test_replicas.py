@@ -13,14 +13,19 @@ import pytest
 
 from live import START_SECONDS, Live, is_alive, live, wait_for
 from rendering import render
-from updating import python
+from updating import change, python
 
 wait = partial(wait_for, seconds=START_SECONDS)
 
 # /health tells which process answers, and a load takes a while.
+LOAD = """\
+        if os.getenv("BROKEN"):
+            raise RuntimeError("no weights")
+        __import__("time").sleep(1)
+"""
 EDITS = [
-    ('{"status": "ok"}', '{"status": str(os.getpid())}'),
-    ("    loaded = Model(device)\n", "    time.sleep(1)\n    loaded = Model(device)\n"),
+    ("main.py", '{"status": "ok"}', '{"status": str(__import__("os").getpid())}'),
+    ("inference.py", "        self.device = device\n", LOAD),
 ]
 
 
@@ -29,11 +34,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Render the lightest service, with these edits."""
     answers = {"model_type": "custom", "features": ["observability", "replicas"]}
     project = render(tmp_path_factory.mktemp("project"), answers)
-    text = (project / "main.py").read_text(encoding="utf-8")
-    for old, new in EDITS:
-        assert old in text
-        text = text.replace(old, new)
-    (project / "main.py").write_text(text, encoding="utf-8")
+    for name, old, new in EDITS:
+        change(project / name, old, new)
     return project
 
 
@@ -176,7 +178,7 @@ def test_orphans_end(replicas: Live) -> None:
 
 def test_failed_load_ends_all(tmp_path: Path, project: Path) -> None:
     """A model that cannot be loaded is one line, and ends everything with 1."""
-    env = {"WORKERS": "3", "DEVICE": "cuda:0"}
+    env = {"WORKERS": "3", "BROKEN": "1"}
     with live(project, python(), tmp_path / "log", **env) as service:
         assert service.process.wait(START_SECONDS) == 1
         assert service.log.count("CRITICAL") == 1

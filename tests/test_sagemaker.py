@@ -64,6 +64,7 @@ WITH_MODEL = """
 from fastapi import HTTPException, Request
 from fastapi.responses import Response
 from model_hosting_container_standards import sagemaker
+from serving.requests import ParsedRequest
 import json
 
 @sagemaker.custom_invocation_handler
@@ -72,10 +73,14 @@ async def with_context(raw_request: Request) -> dict:
         body = await raw_request.json()
     except json.JSONDecodeError as error:
         raise HTTPException(400, f"JSON decode error: {error}") from error
-    core = raw_request.app.state.core
-    upload = core.take({"values": [0.0, *body["values"]]})
-    answer = await core.answer(upload, core.encode, raw_request.is_disconnected)
-    return {"predictions": [json.loads(answer)]}
+
+    service = raw_request.app.state.service
+
+    async def with_zero(request: Request) -> ParsedRequest:
+        return service.parse.check(json.dumps({"values": [0.0, *body["values"]]}).encode())
+
+    answer = await service.answer(raw_request, with_zero)
+    return {"predictions": [json.loads(answer.body)]}
 """
 IMPORTING = """
 import main
@@ -86,18 +91,16 @@ async def custom_sagemaker_ping_handler(request: Request):
 """
 EXTENDING = """
 from fastapi import Request, Response
-from main import app, core, worker
+from main import app, parse, service
 from model_hosting_container_standards import sagemaker
 
 @app.get("/extra")
 async def extra():
-    return {"waiting": worker.waiting, "name": core.name}
+    return {"waiting": len(service.worker.waiting), "name": service.runner.name}
 
 @sagemaker.custom_invocation_handler
 async def invocations(request: Request) -> Response:
-    upload = core.take(await request.json())
-    body = await core.answer(upload, core.encode, request.is_disconnected)
-    return Response(body, media_type="application/json")
+    return await service.answer(request, parse)
 """
 MIDDLEWARE = """
 from fastapi import Response
@@ -358,7 +361,7 @@ def test_main_in_a_script(
         assert (answer.status_code, answer.json()) == (200, {"next": 5.0})
         if "extending.py" in env.values():
             extra = client.get("/extra").json()
-            assert extra == {"waiting": 0, "name": "my-model-server"}
+            assert extra == {"waiting": 0, "name": "linear-trend"}
         assert service.log.count("Model loaded in") == 1
 
 
@@ -517,7 +520,8 @@ def test_served(project: Path, tmp_path: Path) -> None:
     service = slow_service(tmp_path / "service", contracts=["sagemaker"])
     port = str(free_port())
     env = {"SAGEMAKER_BIND_TO_PORT": port, "WARMUP": "0"}
-    code = "import sys; sys.argv = sys.argv[1:]; import main; print(main.PORT)"
+    imported = "from serving.settings import settings"
+    code = f"import sys; sys.argv = sys.argv[1:]; {imported}; print(settings.port)"
     for arguments, variables, expected in [
         (["main.py"], {}, "8000"),
         (["main.py", "serve"], {}, "8080"),

@@ -74,8 +74,9 @@ def test_version_that_differs(tmp_path: Path) -> None:
     """What the tests of the tags do is done to a version that differs all over."""
     old = Path(shutil.copytree(template_folder(), tmp_path / "old"))
     change(old / "parts" / "linear" / "json.py.jinja", "What comes next.", "What may come.")
-    change(old / "template" / "main.py.jinja", "MAX_QUEUE_SIZE = env_int", "MAX_WAITING = env_int")
-    change(old / "template" / "main.py.jinja", "max_queue=MAX_QUEUE_SIZE", "max_queue=MAX_WAITING")
+    change(old / "template" / "main.py.jinja", "async def ready()", "async def is_ready()")
+    change(old / "template" / "serving" / "worker.py", "max_queue_size", "max_waiting")
+    change(old / "template" / "serving" / "settings.py.jinja", "max_queue_size", "max_waiting")
     change(old / "template" / "serving" / "limits.py.jinja", "logger.info(", "logger.debug(")
     (old / "template" / "extra.py").write_text("GONE = 1\n", encoding="utf-8")
     check_update(old, tmp_path)

@@ -42,15 +42,14 @@ team:
 SENTINEL = 'VERSION_2 = "A line of the second version."\n'
 YOURS = "inference", "tests/test_model", "tests/conftest", "tests/checkpoint"
 WORKER = "serving/worker.py"
-SETTING = 'NEW_SETTING = env_int("NEW_SETTING", 7)\n'
+SETTING = "NEW_SETTING = 7\n"
 
 
 def second_version(repository: Path) -> None:
-    """Change one line of a module, add a setting to main.py, and change what is the user's."""
+    """Add a line to a module, and one to main.py, and change what is the user's."""
     template = repository / "template"
     change(template / "serving" / "worker.py", "logger = ", f"{SENTINEL}logger = ")
-    warmup = 'WARMUP = env_bool("WARMUP", default=True)\n'
-    change(template / "main.py.jinja", warmup, warmup + SETTING)
+    change(template / "main.py.jinja", "model_router = ", f"{SETTING}model_router = ")
     for name in ("README.md.jinja", "tests/conftest.py.jinja", "tests/test_model.py.jinja"):
         append(template / name, SENTINEL)
     append(repository / "parts" / "inference.py.jinja", SENTINEL)

@@ -46,15 +46,22 @@ ALWAYS = {
     "CLAUDE.md",
     "Dockerfile",
     "README.md",
+    "REFERENCE.md",
     "device.py",
     "inference.py",
     "main.py",
     "pyproject.toml",
     "serving/__init__.py",
+    "serving/errors.py",
     "serving/inputs.py",
     "serving/limits.py",
+    "serving/logs.py",
     "serving/requests.py",
+    "serving/runner.py",
+    "serving/schemas.py",
     "serving/server.py",
+    "serving/service.py",
+    "serving/settings.py",
     "serving/threads.py",
     "serving/worker.py",
     "tests/conformance/__init__.py",
@@ -77,7 +84,7 @@ FEATURE_FILES = {
     "replicas": {"serving/replicas.py"},
     "openapi-export": {"serving/openapi_export.py"},
 }
-CONTRACTS = {"serving/contracts/__init__.py", "serving/contracts/core.py"}
+CONTRACTS = {"serving/contracts/__init__.py"}
 OIP = CONTRACTS | {
     "serving/contracts/oip/__init__.py",
     "serving/contracts/oip/routes.py",
@@ -181,7 +188,19 @@ def expected_files(variant: Variant) -> set[str]:
         files.add("k8s.yaml")
     if others["auth"] != "none":
         files |= {"serving/auth.py", "tests/conformance/test_auth.py"}
-    return files | {name for contract in others["contracts"] for name in CONTRACT_FILES[contract]}
+    return files | files_of_contracts(variant)
+
+
+def files_of_contracts(variant: Variant) -> set[str]:
+    """Return the files that the contracts bring, each for itself and for what it has to read."""
+    contracts = {*dict(variant.others)["contracts"]}
+    files = {name for contract in contracts for name in CONTRACT_FILES[contract]}
+    is_json = variant.input_kind == "json"
+    if is_json and "sagemaker" in contracts:
+        files.add("serving/actions.py")
+    if contracts & {"model-engine", *(("oip", "oip-grpc") if is_json else ("sagemaker",))}:
+        files.add("serving/contracts/documents.py")
+    return files
 
 
 @every_variant

@@ -39,9 +39,8 @@ from pathlib import Path
 import numpy as np
 
 from inference import DECODER
-from serving.requests import Upload
 
-[item] = DECODER.decode(Upload([Path(sys.argv[1]).read_bytes()], None))
+[item] = DECODER.decode([Path(sys.argv[1]).read_bytes()], None)
 form = DECODER.tensor
 found = np.asarray(getattr(item, form.name))
 tensor = {"name": form.name, "datatype": form.datatype, "shape": [1, *found.shape]}

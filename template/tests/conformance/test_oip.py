@@ -58,7 +58,7 @@ def make_tensor(form: dict[str, Any], document: dict[str, Any]) -> dict[str, Any
     """Return a field's tensor; None where its lists differ in length."""
     value = document[form["name"]]
     shape: list[int] = []
-    flat = [[value]] if form["shape"] == [1] else [value]
+    flat: list[Any] = [[value]] if form["shape"] == [1] else [value]
     for _ in form["shape"]:
         sizes = {len(row) for row in flat} or {0}
         if len(sizes) > 1:

@@ -2,14 +2,12 @@
 
 import ctypes
 import logging
-import os
 import platform
 import sys
 from functools import cache
 
-from serving.limits import CannotLoad
+from serving.settings import settings
 
-DEVICES = ("cuda", "mps", "cpu")
 PREFERRED = ("cuda", "mps")  # in this order, before the CPU
 
 logger = logging.getLogger(__name__)
@@ -22,16 +20,13 @@ def get_device() -> str:
     Whatever fails on the way, a missing or broken driver included, leads to "cpu". Only DEVICE is
     taken as it stands: who asks for a GPU should not get a CPU without a word.
     """
-    wanted = os.getenv("DEVICE")
-    if wanted:
-        if wanted not in DEVICES:
-            raise CannotLoad(f"DEVICE must be one of {', '.join(DEVICES)}; not {wanted!r}")
-        logger.info("Using %s, as DEVICE says", wanted)
-        return wanted
+    if settings.device:
+        logger.info("Using %s, as DEVICE says", settings.device)
+        return settings.device
     for device in PREFERRED:
         try:
-            if is_available(device):
-                logger.info("Using %s", device)
+            if name := find(device):
+                logger.info("Using %s: %s", device, name)
                 return device
         except Exception as error:  # noqa: BLE001 -- a broken driver raises anything
             logger.warning("Cannot ask for %s: %s", device, error)
@@ -39,23 +34,20 @@ def get_device() -> str:
     return "cpu"
 
 
-def is_available(device: str) -> bool:
-    """Ask the machine itself whether it has the device: no framework is there to ask."""
-    return has_nvidia_gpu() if device == "cuda" else has_apple_gpu()
+def find(device: str) -> str | None:
+    """Return the device's name where the machine has it: no framework is there to ask."""
+    if device == "cuda":
+        return find_nvidia_gpu()
+    return "Apple GPU" if sys.platform == "darwin" and platform.machine() == "arm64" else None
 
 
-def has_apple_gpu() -> bool:
-    """Tell whether this is a Mac with Apple Silicon."""
-    return sys.platform == "darwin" and platform.machine() == "arm64"
-
-
-def has_nvidia_gpu() -> bool:
-    """Ask NVIDIA's driver, which needs no framework, whether it sees a GPU."""
+def find_nvidia_gpu() -> str | None:
+    """Return the name of the first GPU that NVIDIA's driver sees; it needs no framework."""
     try:
         driver = ctypes.CDLL("nvcuda" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
-        return False
-    count = ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return False
-    return count.value > 0
+        return None
+    name = ctypes.create_string_buffer(256)
+    if driver.cuInit(0) or driver.cuDeviceGetName(name, len(name), 0):
+        return None
+    return name.value.decode()

@@ -1,13 +1,11 @@
 """Chooses the device that the model runs on."""
 
 import logging
-import os
 import sys
 from functools import cache
 
-from serving.limits import CannotLoad
+from serving.settings import settings
 
-DEVICES = ("cuda", "mps", "cpu")
 PREFERRED = ("mps",)  # in this order, before the CPU
 
 logger = logging.getLogger(__name__)
@@ -20,16 +18,13 @@ def get_device() -> str:
     Whatever fails on the way, a missing or broken driver included, leads to "cpu". Only DEVICE is
     taken as it stands: who asks for a GPU should not get a CPU without a word.
     """
-    wanted = os.getenv("DEVICE")
-    if wanted:
-        if wanted not in DEVICES:
-            raise CannotLoad(f"DEVICE must be one of {', '.join(DEVICES)}; not {wanted!r}")
-        logger.info("Using %s, as DEVICE says", wanted)
-        return wanted
+    if settings.device:
+        logger.info("Using %s, as DEVICE says", settings.device)
+        return settings.device
     for device in PREFERRED:
         try:
-            if is_available(device):
-                logger.info("Using %s", device)
+            if name := find(device):
+                logger.info("Using %s: %s", device, name)
                 return device
         except Exception as error:  # noqa: BLE001 -- a broken driver raises anything
             logger.warning("Cannot ask for %s: %s", device, error)
@@ -37,10 +32,11 @@ def get_device() -> str:
     return "cpu"
 
 
-def is_available(device: str) -> bool:
-    """Ask llama.cpp whether it was built for the device and finds one."""
+def find(device: str) -> str | None:
+    """Return the device's name where llama.cpp was built for it and finds one."""
     import xllamacpp
 
     if (device == "mps") != (sys.platform == "darwin"):
-        return False
-    return any("GPU" in found["type"].name for found in xllamacpp.get_device_info())
+        return None
+    found = (each for each in xllamacpp.get_device_info() if "GPU" in each["type"].name)
+    return next((str(each["description"]) for each in found), None)

@@ -2,15 +2,13 @@
 
 import ctypes
 import logging
-import os
 import signal
 import sys
 from functools import cache
 from types import ModuleType
 
-from serving.limits import CannotLoad
+from serving.settings import settings
 
-DEVICES = ("cuda", "mps", "cpu")
 PREFERRED = ("cuda", "mps")  # in this order, before the CPU
 
 logger = logging.getLogger(__name__)
@@ -23,16 +21,13 @@ def get_device() -> str:
     Whatever fails on the way, a missing or broken driver included, leads to "cpu". Only DEVICE is
     taken as it stands: who asks for a GPU should not get a CPU without a word.
     """
-    wanted = os.getenv("DEVICE")
-    if wanted:
-        if wanted not in DEVICES:
-            raise CannotLoad(f"DEVICE must be one of {', '.join(DEVICES)}; not {wanted!r}")
-        logger.info("Using %s, as DEVICE says", wanted)
-        return wanted
+    if settings.device:
+        logger.info("Using %s, as DEVICE says", settings.device)
+        return settings.device
     for device in PREFERRED:
         try:
-            if is_available(device):
-                logger.info("Using %s", device)
+            if name := find(device):
+                logger.info("Using %s: %s", device, name)
                 return device
         except Exception as error:  # noqa: BLE001 -- a broken driver raises anything
             logger.warning("Cannot ask for %s: %s", device, error)
@@ -40,9 +35,10 @@ def get_device() -> str:
     return "cpu"
 
 
-def is_available(device: str) -> bool:
-    """Ask Paddle whether it was built with CUDA and sees a GPU; it knows no other accelerator."""
-    return device == "cuda" and bool(import_paddle().device.cuda.device_count())
+def find(device: str) -> str | None:
+    """Return the device's name where Paddle sees it; it knows no accelerator but CUDA."""
+    cuda = import_paddle().device.cuda
+    return str(cuda.get_device_name()) if device == "cuda" and cuda.device_count() else None
 
 
 def import_paddle() -> ModuleType:

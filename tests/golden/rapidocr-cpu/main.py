@@ -3,113 +3,31 @@
 `POST /ocr` answers requests; `GET /health` and `GET /ready` tell how the service is.
 """
 
-from serving import NUM_THREADS  # first: NumPy and the frameworks read it when they are loaded
-
-# isort: split
-
-import gc
-import logging
-import os
-import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from operator import attrgetter
 
-from fastapi import FastAPI, Request, Response
-from fastapi.middleware.cors import CORSMiddleware
+from fastapi import APIRouter, FastAPI, Request, Response
 
-from device import get_device
 from inference import DECODER, EXAMPLE, MODEL_NAME, Model, Output, Params
-from serving.inputs import CONTENT_TYPES, Input
-from serving.limits import RESPONSES, NotReady, env_bool, env_int, guard
-from serving.observability import TELEMETRY, configure_logging, observe
-from serving.requests import Reader
-from serving.server import Door, run
-from serving.threads import THREADS_LIMIT
-from serving.worker import Bounds, Job, Worker, answer_each
+from serving.errors import RESPONSES
+from serving.limits import ModelRoute
+from serving.logs import configure_logging
+from serving.observability import TELEMETRY
+from serving.requests import RequestParser
+from serving.service import Service
 
-PORT = env_int("PORT", 8000)
-MAX_UPLOAD_BYTES = env_int("MAX_UPLOAD_MB", 20, minimum=1) * 1024 * 1024
-MAX_QUEUE_SIZE = env_int("MAX_QUEUE_SIZE", 64, minimum=1)
-INFER_TIMEOUT_SECONDS = env_int("INFER_TIMEOUT_SECONDS", 60, minimum=1)
-INFER_HANG_SECONDS = env_int("INFER_HANG_SECONDS", 300, minimum=1)
-WARMUP = env_bool("WARMUP", default=True)
-CORS_ORIGINS = [origin.strip() for origin in os.getenv("CORS_ORIGINS", "*").split(",")]
-LOG_LEVEL = os.getenv("LOG_LEVEL", "INFO").upper()
-
-if LOG_LEVEL not in logging.getLevelNamesMapping():
-    sys.exit(f"LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL; not {LOG_LEVEL!r}")
-configure_logging(level=LOG_LEVEL)
-logger = logging.getLogger(__name__)
-
-model: Model | None = None
-read = Reader(
-    Params,
-    field=DECODER.field,
-    several=False,
-    content_types=CONTENT_TYPES,
-    max_bytes=MAX_UPLOAD_BYTES,
-)
-decode = DECODER.decode
-
-
-def load() -> None:
-    """Load the model and run it once, so that the first user does not pay for that."""
-    global model
-    start = time.perf_counter()
-    device = get_device()
-    logger.info("Threads: %d, limited by %s", NUM_THREADS, THREADS_LIMIT)
-    logger.info("Loading %s on %s", MODEL_NAME, device)
-    loaded = Model(device)
-    if WARMUP:
-        encode(loaded.predict(decode(read.example(EXAMPLE))))
-    model = loaded
-    gc.collect()
-    gc.freeze()  # what is loaded stays: no collection has to look at it again
-    logger.info("Model loaded in %.1f s", time.perf_counter() - start)
-
-
-def predict(inputs: list[Input[Params]]) -> list[Output]:
-    """Run the model, on its own thread."""
-    if model is None:
-        raise NotReady
-    return model.predict(inputs)
-
-
-def encode(outputs: list[Output]) -> bytes:
-    """Return the response's body: a request has one input, so one output."""
-    return outputs[0].model_dump_json().encode()
-
-
-def unload() -> None:
-    """Release what the model holds, where it has a `close` for that."""
-    global model
-    if close := getattr(model, "close", None):
-        close()
-    model = None
-
-
-answer = partial(answer_each, predict)
-worker = Worker(
-    load,
-    answer,
-    Bounds(
-        max_queue=MAX_QUEUE_SIZE,
-        timeout=INFER_TIMEOUT_SECONDS,
-        hang_limit=INFER_HANG_SECONDS,
-    ),
-)
+configure_logging()
+parse = RequestParser(Params, DECODER)
+service = Service(Model, parse, Output, example=EXAMPLE, name=MODEL_NAME)
+model_router = APIRouter(route_class=ModelRoute)
 
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-    """Load in the background, so that /health answers meanwhile; release the model at the end."""
-    worker.start()
-    yield
-    worker.stop()
-    unload()
+    """Load the model when the app starts; release it at the end."""
+    async with service.running():
+        yield
 
 
 app = FastAPI(
@@ -132,40 +50,25 @@ async def health() -> dict[str, str]:
 @app.get("/ready", responses={503: RESPONSES[503]})
 async def ready() -> dict[str, str]:
     """Readiness: the model is loaded, and a request would be served."""
-    worker.check()
+    service.worker.check()
     return {"status": "ready"}
 
 
-@app.post(
+@model_router.post(
     "/ocr",
     response_model=Output,
     responses=RESPONSES,
-    openapi_extra=read.openapi(EXAMPLE),
+    openapi_extra=parse.openapi(EXAMPLE),
 )
 async def infer(request: Request) -> Response:
     """Answer for one picture."""
-    worker.admit()
-    upload = await read(request)
-    job = Job(partial(decode, upload), encode)
-    body = await worker.run(job, gone=request.state.is_disconnected)
-    return Response(body, media_type="application/json")
+    return await service.answer(request, parse)
 
 
-# Your own endpoints, routers and middleware go here. What follows is outermost, so it stays last.
+# Your own endpoints, routers and middleware go here.
 
-guard(app, max_bytes=MAX_UPLOAD_BYTES)
-app.add_middleware(
-    CORSMiddleware, allow_origins=CORS_ORIGINS, allow_methods=["*"], allow_headers=["*"]
-)
-observe(app, worker)
-
-
-def serve() -> None:
-    """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
-    routes = {"/ocr": 503}
-    door = Door(worker, routes, max_bytes=MAX_UPLOAD_BYTES)
-    sys.exit(run(app, door, port=PORT, timeout=INFER_TIMEOUT_SECONDS))
-
+app.include_router(model_router)
+service.install(app)  # last: what it adds is outermost
 
 if __name__ == "__main__":
-    serve()
+    service.serve(app)

@@ -1,12 +1,10 @@
 """Chooses the device that the model runs on."""
 
 import logging
-import os
 from functools import cache
 
-from serving.limits import CannotLoad
+from serving.settings import settings
 
-DEVICES = ("cuda", "mps", "cpu")
 PREFERRED = ("cuda",)  # in this order, before the CPU
 
 logger = logging.getLogger(__name__)
@@ -19,16 +17,13 @@ def get_device() -> str:
     Whatever fails on the way, a missing or broken driver included, leads to "cpu". Only DEVICE is
     taken as it stands: who asks for a GPU should not get a CPU without a word.
     """
-    wanted = os.getenv("DEVICE")
-    if wanted:
-        if wanted not in DEVICES:
-            raise CannotLoad(f"DEVICE must be one of {', '.join(DEVICES)}; not {wanted!r}")
-        logger.info("Using %s, as DEVICE says", wanted)
-        return wanted
+    if settings.device:
+        logger.info("Using %s, as DEVICE says", settings.device)
+        return settings.device
     for device in PREFERRED:
         try:
-            if is_available(device):
-                logger.info("Using %s", device)
+            if name := find(device):
+                logger.info("Using %s: %s", device, name)
                 return device
         except Exception as error:  # noqa: BLE001 -- a broken driver raises anything
             logger.warning("Cannot ask for %s: %s", device, error)
@@ -36,10 +31,10 @@ def get_device() -> str:
     return "cpu"
 
 
-def is_available(device: str) -> bool:
-    """Ask torch whether it can use the device."""
+def find(device: str) -> str | None:
+    """Return the device's name where torch can use it."""
     import torch
 
     if device == "cuda":
-        return torch.cuda.is_available()
-    return torch.backends.mps.is_available()
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return "Apple GPU" if torch.backends.mps.is_available() else None

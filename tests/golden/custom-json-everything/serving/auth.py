@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import sys
 import time
 from contextlib import suppress
@@ -14,20 +13,14 @@ import jwt
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.limits import Refusal, env_int, respond
-
-JWT_SECRET = os.getenv("JWT_SECRET", "")
-JWT_JWKS_URL = os.getenv("JWT_JWKS_URL", "")
-JWT_ALGORITHM = os.getenv("JWT_ALGORITHM") or ("RS256" if JWT_JWKS_URL else "HS256")
-JWT_AUDIENCE = os.getenv("JWT_AUDIENCE") or "my-model-server"
-JWT_ISSUER = os.getenv("JWT_ISSUER") or None  # anyone who has the key
-PDP_URL = os.getenv("PDP_URL", "")
-PDP_TIMEOUT_SECONDS = env_int("PDP_TIMEOUT_SECONDS", 2, minimum=1)
+from serving.errors import ServiceError, respond
+from serving.settings import settings
 
 # They run no model and change nothing.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 SCHEMES = {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
 
+ALGORITHM = settings.jwt_algorithm or ("RS256" if settings.jwt_jwks_url else "HS256")
 # The algorithms of a secret, and its least length in bytes: that of the hash.
 SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 PUBLIC = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
@@ -53,10 +46,10 @@ OK = 200
 logger = logging.getLogger(__name__)
 
 
-class Unauthorized(Refusal):
+class Unauthorized(ServiceError):
     """The request has no token, or one that is not valid."""
 
-    status, reason = 401, "Send a token, as Authorization: Bearer TOKEN."
+    status, message = 401, "Send a token, as Authorization: Bearer TOKEN."
 
     def __init__(self, wrong: str | None = None) -> None:
         """Say what is wrong with the one that came, if one did."""
@@ -65,16 +58,16 @@ class Unauthorized(Refusal):
         self.headers = {**(self.headers or {}), "WWW-Authenticate": f"Bearer{told}"}
 
 
-class Forbidden(Refusal):
+class Forbidden(ServiceError):
     """The policy does not allow it."""
 
-    status, reason = 403, "Not allowed."
+    status, message = 403, "Not allowed."
 
 
-class CannotAuthorize(Refusal):
+class CannotAuthorize(ServiceError):
     """Whoever has to be asked about the request did not answer in time."""
 
-    status, reason, retry_after = 503, "Cannot find out at present whether this is allowed.", 1
+    status, message, retry_after = 503, "Cannot find out at present whether this is allowed.", 1
 
 
 @dataclass(frozen=True)
@@ -135,7 +128,7 @@ class KeySet:
         self._is_known = False
         try:
             async with asyncio.timeout(FETCH_SECONDS):
-                response = await self._client.get(JWT_JWKS_URL, timeout=FETCH_SECONDS)
+                response = await self._client.get(settings.jwt_jwks_url, timeout=FETCH_SECONDS)
             if response.status_code != OK:
                 raise ValueError(f"status {response.status_code}")
             self._keys = public_keys(response.json())
@@ -149,9 +142,9 @@ def public_keys(document: dict[str, Any]) -> dict[str | None, Any]:
     """Return the keys of a JWK set that fit the algorithm, by their ids."""
     keys: dict[str | None, Any] = {}
     for key in document["keys"]:
-        if key.get("use", "sig") == "sig" and key.get("alg", JWT_ALGORITHM) == JWT_ALGORITHM:
+        if key.get("use", "sig") == "sig" and key.get("alg", ALGORITHM) == ALGORITHM:
             with suppress(jwt.PyJWTError):  # of another kind
-                keys[key.get("kid")] = jwt.PyJWK(key, JWT_ALGORITHM).key
+                keys[key.get("kid")] = jwt.PyJWK(key, ALGORITHM).key
     return keys
 
 
@@ -159,7 +152,7 @@ class Tokens:
     """Knows callers by a signed token."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
-        self._keys = KeySet(client) if JWT_JWKS_URL else None
+        self._keys = KeySet(client) if settings.jwt_jwks_url else None
 
     async def identify(self, headers: dict[bytes, bytes]) -> Caller:
         """Return who asks, as the token says."""
@@ -170,10 +163,10 @@ class Tokens:
             key_id = jwt.get_unverified_header(token).get("kid")
             claims = jwt.decode(
                 token,
-                await self._keys.find(key_id) if self._keys else JWT_SECRET,
-                algorithms=[JWT_ALGORITHM],
-                audience=JWT_AUDIENCE,
-                issuer=JWT_ISSUER,
+                await self._keys.find(key_id) if self._keys else settings.jwt_secret,
+                algorithms=[ALGORITHM],
+                audience=settings.jwt_audience,
+                issuer=settings.jwt_issuer,
                 leeway=LEEWAY_SECONDS,
                 options={"require": ["exp"]},
             )
@@ -184,24 +177,24 @@ class Tokens:
 
 def check_settings() -> None:
     """End the start with a plain message where a setting cannot be."""
-    if bool(JWT_SECRET) == bool(JWT_JWKS_URL):
+    secret = settings.jwt_secret
+    if bool(secret) == bool(settings.jwt_jwks_url):
         sys.exit(
             "JWT_SECRET or JWT_JWKS_URL must be set, and not both: the secret that signs tokens"
             " (`openssl rand -hex 32` makes one), or where the issuer has its public keys"
         )
-    source, algorithms = ("JWT_SECRET", SECRET_BYTES) if JWT_SECRET else ("JWT_JWKS_URL", PUBLIC)
-    if JWT_ALGORITHM not in algorithms:
+    source, algorithms = ("JWT_SECRET", SECRET_BYTES) if secret else ("JWT_JWKS_URL", PUBLIC)
+    if ALGORITHM not in algorithms:
         names = ", ".join(algorithms)
-        sys.exit(f"JWT_ALGORITHM must be one of {names} with {source}; not {JWT_ALGORITHM!r}")
-    if JWT_SECRET and len(JWT_SECRET.encode()) < SECRET_BYTES[JWT_ALGORITHM]:
-        least = SECRET_BYTES[JWT_ALGORITHM]
+        sys.exit(f"JWT_ALGORITHM must be one of {names} with {source}; not {ALGORITHM!r}")
+    if secret and len(secret.encode()) < SECRET_BYTES[ALGORITHM]:
         sys.exit(
-            f"JWT_SECRET must be at least {least} bytes long for {JWT_ALGORITHM}:"
+            f"JWT_SECRET must be at least {SECRET_BYTES[ALGORITHM]} bytes long for {ALGORITHM}:"
             " `openssl rand -hex 32` makes one"
         )
-    for name, url in {"JWT_JWKS_URL": JWT_JWKS_URL, "PDP_URL": PDP_URL}.items():
-        if url:
-            check_url(name, url)
+    for name in ("jwt_jwks_url", "pdp_url"):
+        if url := getattr(settings, name):
+            check_url(name.upper(), url)
 
 
 def check_url(name: str, url: str) -> None:
@@ -221,7 +214,7 @@ class Authorizer:
         """Make what asks others, on the event loop that will use it."""
         check_settings()
         logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each decision
-        self._client = httpx.AsyncClient(timeout=PDP_TIMEOUT_SECONDS)
+        self._client = httpx.AsyncClient(timeout=settings.pdp_timeout_seconds)
         self._callers = Tokens(self._client)
         return self
 
@@ -237,7 +230,7 @@ class Authorizer:
         if method in SAFE_METHODS:
             return
         caller = await self._callers.identify(dict(headers))
-        if PDP_URL:
+        if settings.pdp_url:
             await self._ask_policy(caller, method, path)
 
     async def _ask_policy(self, caller: Caller, method: str, path: str) -> None:
@@ -249,8 +242,8 @@ class Authorizer:
             "claims": caller.claims,
         }
         try:
-            async with asyncio.timeout(PDP_TIMEOUT_SECONDS):
-                response = await self._client.post(PDP_URL, json={"input": request})
+            async with asyncio.timeout(settings.pdp_timeout_seconds):
+                response = await self._client.post(settings.pdp_url, json={"input": request})
         except (httpx.HTTPError, TimeoutError) as error:
             logger.warning("PDP_URL does not answer: %s %s", type(error).__name__, error)
             raise CannotAuthorize from error
@@ -272,14 +265,14 @@ def allows(response: httpx.Response) -> bool:
 
 
 class Authorize:
-    """Middleware that refuses who may not ask, before any of the request's body is read."""
+    """Middleware that rejects who may not ask, before any of the request's body is read."""
 
     def __init__(self, app: ASGIApp, authorizer: Authorizer) -> None:
         self.app = app
         self.authorizer = authorizer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
+        """Pass the request on, or reject it."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
@@ -292,10 +285,10 @@ class Authorize:
             await self.app(scope, receive, send)
 
 
-def protect(app: FastAPI, authorizer: Authorizer) -> None:
+def install_auth(app: FastAPI, authorizer: Authorizer) -> None:
     """Put the authorizer before an app, and have the OpenAPI document say so.
 
-    To be called after `guard`, and before CORS is added: a browser may read a refusal, too.
+    Before CORS is added: a browser may read a refusal, too.
     """
     app.add_middleware(Authorize, authorizer=authorizer)
     describe = app.openapi
@@ -307,6 +300,8 @@ def protect(app: FastAPI, authorizer: Authorizer) -> None:
             for method, operation in operations.items():
                 if method.upper() not in SAFE_METHODS:
                     operation["security"] = [{name: []} for name in SCHEMES]
+                    for error in (Unauthorized, Forbidden):
+                        operation["responses"][str(error.status)] = {"description": error.__doc__}
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's way to extend it

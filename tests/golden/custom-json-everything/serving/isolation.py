@@ -1,10 +1,12 @@
 """Keeps the model in a process of its own, which can be killed and may die."""
 
+import logging
 import os
 import pickle
 import signal
+import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from multiprocessing import current_process, get_context, parent_process
 from multiprocessing.connection import Connection
@@ -12,8 +14,11 @@ from multiprocessing.process import BaseProcess
 from threading import Event, Thread
 from typing import Any
 
-from serving.limits import CannotLoad, OutOfMemory
-from serving.worker import END, Answer, Job, ModelDied, Stream
+from serving.errors import CannotLoad, NotReady, OutOfMemory
+from serving.logs import configure_logging
+from serving.runner import Job, Runner
+from serving.streaming import END, StreamingRunner
+from serving.worker import Call, Worker, resolve_all
 
 # Not fork: a child would hold the clients' connections open.
 context = get_context("spawn")
@@ -22,27 +27,102 @@ CLOSE_SECONDS = 10
 MAX_DEATHS = 5  # in a row, with no call between them
 NAME = "model"
 
-# What the service says to each item of a stream.
+# What the service says to each part of a stream.
 MORE, ENOUGH = "more", "enough"
+
+logger = logging.getLogger(__name__)
+
+
+class ModelDied(Exception):
+    """The process that the model ran in has ended; it has to be loaded again."""
 
 
 def is_model_process() -> bool:
-    """Tell whether this is that process, which imports all that the service does."""
+    """Tell whether this is that process: where main.py starts the service, it imports main.py."""
     return current_process().name == NAME
 
 
-class ModelProcess:
-    """The process, started and asked by one thread; others may kill it."""
+class IsolatedWorker(Worker):
+    """A worker whose model may die, and is loaded again; what waits meanwhile is not lost."""
 
-    def __init__(
-        self,
-        load: Callable[[], None],
-        answer: Answer,
-        unload: Callable[[], None],
-        stream: Stream | None = None,
-    ) -> None:
-        """Take what the process does: functions of modules that it can import."""
-        self._functions = load, answer, unload, stream
+    def __init__(self, runner: "ModelProcess") -> None:
+        super().__init__(runner)
+        self._process = runner
+        self._lost: ModelDied | None = None
+        self._is_reloading = False
+        runner.on_end = self._lose
+
+    def check(self) -> None:
+        """Raise NotReady while the model is loaded again, too."""
+        if self._is_reloading and not self._is_draining:
+            raise NotReady
+        super().check()
+
+    def _end_hung_call(self) -> None:
+        """Kill the process of a call that is past its deadline."""
+        with self._changed:  # so that it is not the next one that is killed
+            if self._is_overdue():
+                self._process.kill()
+        super()._end_hung_call()
+
+    def _lose(self, error: ModelDied) -> None:
+        """Have the model loaded again, for its process has ended; any thread calls this."""
+        with self._changed:
+            self._lost = error
+            self._changed.notify()
+
+    def _has_work(self) -> bool:
+        if self._lost and not self._is_stopping and (self.waiting or not self._is_draining):
+            raise self._lost
+        return super()._has_work()
+
+    def _next(self) -> list[Call]:
+        while True:
+            try:
+                return super()._next()
+            except ModelDied as error:
+                self._reload(error)
+
+    def _answer(self, calls: list[Call]) -> None:
+        try:
+            super()._answer(calls)
+        except ModelDied as error:
+            failures = [error.__cause__ or error] * len(calls)
+            if len(calls) == 1 or self._is_stopping:
+                self._call_soon(resolve_all, calls, failures)
+                self._reload(error)
+            elif self._reload(error):  # one of them did that to the others
+                for call in calls:
+                    self._answer_alone(call)
+            else:
+                self._call_soon(resolve_all, calls, failures)
+
+    def _answer_alone(self, call: Call) -> None:
+        """Try a call of a lost batch again, if somebody still waits for it."""
+        if not call.future.done():
+            self.running, call.started = [call], time.monotonic()
+            self._answer([call])
+
+    def _reload(self, error: ModelDied) -> bool:
+        """Load the model again; where it cannot be loaded, the worker stops."""
+        with self._changed:
+            self.running = []  # a call's deadline is not to end the load
+            self._lost = None
+        if self._is_stopping:
+            return False
+        self._is_reloading = True
+        logger.warning("%s. Loading the model again", error)
+        self._is_reloading = not self._load()
+        self._is_stopping |= self._is_reloading
+        return not self._is_reloading
+
+
+class ModelProcess(StreamingRunner):
+    """Has the work of a runner done in the process; one thread asks it, others may kill it."""
+
+    def __init__(self, runner: Runner) -> None:
+        super().__init__(runner.model_class, runner.name, runner.example)
+        self._runner = runner
         self._process = context.Process()
         self._busy = self._killed = False
         self._ended = Event()  # of this process; the next one has its own
@@ -56,31 +136,34 @@ class ModelProcess:
         self._busy = True
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, *self._functions), name=NAME, daemon=True
+            target=_serve, args=(theirs, self._runner), name=NAME, daemon=True
         )
         self._killed = False
         self._process.start()
         theirs.close()
         self._ended = Event()
         Thread(target=self._watch, args=(self._process, self._ended), daemon=True).start()
-        error = self._receive()
+        try:
+            error = self._receive()
+        except ModelDied as died:
+            raise CannotLoad(str(died)) from died
         if error:
             raise error
 
     def answer(self, jobs: Sequence[Job[Any]]) -> list[Any]:
-        """Have the process answer requests. Raises ModelDied, from what its call is to get."""
+        """Have the process answer jobs. Raises ModelDied, from what its call is to get."""
         self._deaths = 0
         self._send(jobs)
         answers: list[Any] = self._receive()
         return answers
 
     def stream(self, job: Job[Any]) -> Generator[Any, None, None]:
-        """Have the process stream the answer to a request. Raises ModelDied."""
+        """Have the process stream the answer to a job. Raises ModelDied."""
         self._deaths = 0
         self._send(job)
         try:
-            while (item := self._receive()) is not END:
-                yield item
+            while (part := self._receive()) is not END:
+                yield part
                 self._send(MORE)
         except GeneratorExit:
             self._send(ENOUGH)
@@ -134,19 +217,14 @@ class ModelProcess:
         ended.set()  # last, so that a call that died with it is the last to tell
 
 
-def _serve(
-    connection: Connection,
-    load: Callable[[], None],
-    answer: Answer,
-    unload: Callable[[], None],
-    stream: Stream | None,
-) -> None:
+def _serve(connection: Connection, runner: StreamingRunner) -> None:
     """Body of the process: load, then answer until the service closes the connection."""
     for number in (signal.SIGTERM, signal.SIGINT):  # the service decides when it ends
         signal.signal(number, signal.SIG_IGN)
     Thread(target=_end_with_service, daemon=True).start()
+    configure_logging()
     try:
-        load()
+        runner.load()
     except BaseException as error:  # noqa: BLE001 -- raised again by the service
         connection.send(_portable(error))
         return
@@ -154,20 +232,20 @@ def _serve(
     with suppress(EOFError):
         while True:
             work = connection.recv()
-            if isinstance(work, Job) and stream:
-                with closing(stream(work)) as items:
-                    _send_items(connection, items)
-            else:
-                connection.send([_portable(outcome) for outcome in answer(work)])
-    unload()
+            if isinstance(work, Job):
+                _stream(connection, runner, work)
+                continue
+            connection.send([_portable(answer) for answer in runner.answer(work)])
+    runner.close()
 
 
-def _send_items(connection: Connection, items: Iterator[Any]) -> None:
-    """Send each item as it comes, for as long as the service wants another."""
-    for item in items:
-        connection.send(_portable(item))
-        if connection.recv() != MORE:
-            return
+def _stream(connection: Connection, runner: StreamingRunner, job: Job[Any]) -> None:
+    """Send each part as it comes, for as long as the service wants another."""
+    with closing(runner.stream(job)) as parts:
+        for part in parts:
+            connection.send(_portable(part))
+            if connection.recv() != MORE:
+                return
     connection.send(END)
 
 

@@ -12,66 +12,68 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from typing import cast
+from typing import NoReturn
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn import Config
+from prometheus_client.multiprocess import mark_process_dead
+from starlette.types import Message, Receive, Scope, Send
 
-from serving.server import Door, DrainingServer, configure
-from serving.server import run as run_one
-from serving.threads import WORKERS
-from serving.worker import Worker
+from serving.metrics import MeasuredWorker
+from serving.server import HOST, DrainingServer
+from serving.server import serve as serve_alone
+from serving.settings import settings
 
 logger = logging.getLogger(__name__)
 
+CHECK_SECONDS = 0.1
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
 
 class Replica(DrainingServer):
     """The server of one process."""
 
-    def __init__(self, config: Config, worker: Worker, loaded: mmap.mmap, place: int) -> None:
+    def __init__(self, app: FastAPI, worker: MeasuredWorker, loaded: mmap.mmap, place: int) -> None:
         """Take the place of this process among the bytes that say whose model is loaded."""
-        super().__init__(config, worker)
+        super().__init__(self.hold_startup, worker)
+        self.app = app
         self.loaded = loaded
         self.place = place
         self.parent = os.getppid()
-        self.app = cast("ASGIApp", config.app)
-        config.app = self.listen_when_loaded
-        config.interface = "asgi3"  # which is not seen of a method
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Let signals in, now that the server handles them, then start as ever."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        self.watcher = asyncio.create_task(self.watch())
         await super().startup(sockets)
 
-    async def listen_when_loaded(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def hold_startup(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Be the app, but hold back that its start is complete: the server waits for that."""
 
         async def hold(message: Message) -> None:
             # Another process may be the one that changes this, so there is no event to wait for.
-            while any(self.loaded[:]) and not (self.worker.is_loaded() or self.should_exit):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+            while any(self.loaded[:]) and not (self.worker.is_loaded or self.should_exit):  # noqa: ASYNC110
+                await asyncio.sleep(CHECK_SECONDS)
             await send(message)
 
         await self.app(scope, receive, hold if scope["type"] == "lifespan" else send)
 
-    async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: note a loaded model; end when nobody watches over this any more."""
-        self.loaded[self.place] = self.worker.is_loaded()
-        self.should_exit |= os.getppid() != self.parent
-        return await super().on_tick(counter)
+    async def watch(self) -> None:
+        """Note a loaded model; end when nobody watches over this process any more."""
+        while True:
+            self.loaded[self.place] = self.worker.is_loaded
+            self.should_exit |= os.getppid() != self.parent
+            await asyncio.sleep(CHECK_SECONDS)
 
 
 class Replicas:
     """Starts the processes, starts another for one that dies, and ends them together."""
 
-    def __init__(self, config: Config, worker: Worker, count: int) -> None:
-        """Take what each of so many processes serves."""
-        self.config = config
+    def __init__(self, app: FastAPI, worker: MeasuredWorker) -> None:
+        """Take what each of the processes serves, WORKERS of them."""
+        self.app = app
         self.worker = worker
-        self.loaded = mmap.mmap(-1, count)  # a byte for each process, in memory that all share
+        # A byte for each process, in memory that all share.
+        self.loaded = mmap.mmap(-1, settings.workers)
         self.places: dict[int, int] = {}  # which byte is whose, by process id
         self.stopping = False
         self.status = 0
@@ -86,15 +88,15 @@ class Replicas:
         try:
             self._bind(shared=False).close()
         except OSError as error:
-            sys.exit(f"PORT={self.config.port} cannot be used: {error.strerror}")
-        logger.info("%d processes share port %d", len(self.loaded), self.config.port)
+            sys.exit(f"PORT={settings.port} cannot be used: {error.strerror}")
+        logger.info("%d processes share port %d", settings.workers, settings.port)
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         while True:
             for place in self._vacant():
                 process = os.fork()
                 if process == 0:
-                    server = Replica(self.config, self.worker, self.loaded, place)
-                    server.run([self._bind(shared=True)])
+                    replica = Replica(self.app, self.worker, self.loaded, place)
+                    replica.run([self._bind(shared=True)])
                     return
                 self.places[process] = place
             received = signal.sigtimedwait(SIGNALS, 0.2)
@@ -108,14 +110,14 @@ class Replicas:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
-        listener.bind((self.config.host, self.config.port))
+        listener.bind((HOST, settings.port))
         return listener
 
     def _vacant(self) -> list[int]:
         """Return the places to fill now."""
         if self.stopping:
             return []
-        vacant = sorted({*range(len(self.loaded))} - {*self.places.values()})
+        vacant = sorted({*range(settings.workers)} - {*self.places.values()})
         if any(self.loaded[:]):
             return vacant
         # One loads alone: together they would fetch the same weights, or fail for the same reason.
@@ -128,13 +130,13 @@ class Replicas:
             if not ended:
                 continue
             place = self.places.pop(process)
-            self.worker.observer.ended(process)
+            mark_process_dead(process)  # what it counted stays
             was_loaded, self.loaded[place] = self.loaded[place], 0
             if self.stopping:
                 continue
             code = os.waitstatus_to_exitcode(status)
             if was_loaded:
-                self.worker.observer.restarted()
+                self.worker.metrics.restarts.inc()
                 logger.error("Process %d ended with %d; starting another", process, code)
             else:
                 if code != 1:  # else it has told why
@@ -148,13 +150,10 @@ class Replicas:
             os.kill(process, signal.SIGTERM)
 
 
-def run(
-    app: FastAPI, door: Door, *, port: int, timeout: int, stop_within: int | None = None
-) -> int:
-    """Serve until SIGTERM, and return the exit status: 1 where the model cannot go on, else 0."""
-    if WORKERS == 1:
-        return run_one(app, door, port=port, timeout=timeout, stop_within=stop_within)
-    config = configure(app, door, port=port, timeout=timeout, stop_within=stop_within)
+def serve(app: FastAPI, worker: MeasuredWorker) -> NoReturn:
+    """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
+    if settings.workers == 1:
+        serve_alone(app, worker)
     with suppress(KeyboardInterrupt):
-        Replicas(config, door.worker, WORKERS).run()
-    return 1 if door.worker.failed else 0
+        Replicas(app, worker).run()
+    sys.exit(1 if worker.failed else 0)

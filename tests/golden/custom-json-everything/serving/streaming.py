@@ -1,17 +1,28 @@
 """The answer in parts, as they come: `Model.stream` as server-sent events."""
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing
-from typing import Any, Protocol, runtime_checkable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import aclosing, closing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from serving.limits import describe
+from serving.errors import DeadlineExceeded, TooSlow, describe
+from serving.runner import Job, Runner, attempt
+from serving.settings import settings
+from serving.worker import Call, Worker
 
 # Proxies that gather an answer before they pass it on would undo what this is for.
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+MAX_AHEAD = 1000  # parts that the client has not taken yet
+END = None  # of a stream
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -20,6 +31,88 @@ class Streams(Protocol):
 
     def stream(self, item: Any, /) -> Iterator[Any]:
         """Yield the parts of one input's answer, each an `Output`."""
+
+
+class StreamingRunner(Runner):
+    """Answers in parts, too."""
+
+    def stream(self, job: Job[Any]) -> Generator[Any, None, None]:
+        """Yield the parts of a job's answer; last the error, where it failed."""
+
+        def encoded() -> Generator[Any, None, None]:
+            for item in job.decode():
+                for output in self.model.stream(item):
+                    yield job.encode([output])
+
+        parts = encoded()
+        try:
+            while (part := attempt(partial(next, parts, END), job)) is not END:
+                yield part
+                if isinstance(part, Exception):
+                    return
+        finally:
+            attempt(parts.close, job)
+
+
+@dataclass(eq=False)
+class StreamCall(Call):
+    """A request whose answer comes in parts; its future is done when nobody wants more of them."""
+
+    parts: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
+
+    def resolve(self, answer: Any) -> None:
+        """Put the next part, the error in its place, or the end."""
+        self.parts.put_nowait(answer)
+
+
+class StreamingWorker(Worker):
+    """A worker that answers in parts, too; such a request is a batch by itself."""
+
+    runner: StreamingRunner
+
+    async def stream(
+        self, job: Job[T], is_disconnected: Callable[[], Awaitable[bool]]
+    ) -> AsyncGenerator[T, None]:
+        """Yield the parts of an answer as they come; who stops asking stops the model too.
+
+        Raises as `run` does. The deadline is for each part, and the place is taken until the end.
+        """
+        call = self._enqueue(StreamCall, job, is_disconnected)
+        try:
+            while (part := await self._next_part(call)) is not END:
+                yield part
+        finally:
+            call.future.cancel()
+            self._withdraw(call)
+
+    async def _next_part(self, call: StreamCall) -> Any:
+        try:
+            async with asyncio.timeout(settings.infer_timeout_seconds):
+                part = await call.parts.get()
+        except TimeoutError:
+            raise DeadlineExceeded from None
+        if isinstance(part, Exception):
+            raise part
+        return part
+
+    def _ask(self, calls: list[Call]) -> list[Any]:
+        call = calls[0]
+        return [self._ask_in_parts(call)] if isinstance(call, StreamCall) else super()._ask(calls)
+
+    def _ask_in_parts(self, call: StreamCall) -> Exception | None:
+        """Hand out the parts as they come; return the end, or the error that ended them."""
+        with closing(self.runner.stream(call.job)) as parts:
+            for part in parts:
+                if isinstance(part, Exception):
+                    return part
+                if call.future.done():
+                    break
+                if call.parts.qsize() > MAX_AHEAD:
+                    return TooSlow("The stream is not read as fast as it comes.")
+                self._call_soon(call.resolve, part)
+                call.started = time.monotonic()
+                call.deadline = call.started + settings.infer_timeout_seconds
+        return END
 
 
 class EventStream(StreamingResponse):

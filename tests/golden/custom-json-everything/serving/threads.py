@@ -1,8 +1,6 @@
 """Decides how many threads the frameworks start: one for each CPU of the container, not the host.
 
-Left alone they count the host's cores, and dozens of threads take turns on a container's two
-CPUs. Import this before NumPy and the frameworks: OpenMP and BLAS read OMP_NUM_THREADS once, when
-they are loaded.
+Left alone they count the host's cores, and dozens of threads take turns on a container's two CPUs.
 """
 
 import math
@@ -10,7 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-from serving.limits import env_int
+from threadpoolctl import threadpool_limits
+
+from serving.settings import settings
 
 # What a cgroup grants, in microseconds per period of so many: version 2 has both in one file.
 QUOTA_V2 = ["cpu.max"]
@@ -54,15 +54,18 @@ def cpu_count() -> int:
 
 def count_threads(workers: int) -> tuple[int, str]:
     """Return how many threads each of so many processes may use, and what decides it."""
+    if settings.num_threads:
+        return settings.num_threads, "NUM_THREADS or OMP_NUM_THREADS"
     cpus, quota = cpu_count(), cpu_quota()
-    count = max(1, math.ceil(min(cpus, quota) / workers))
-    for name in ("NUM_THREADS", "OMP_NUM_THREADS"):
-        if os.getenv(name, str(count)) != str(count):
-            return env_int(name, count, minimum=1), name
     reason = f"{cpus} CPUs" if cpus <= quota else f"the CPU quota of {quota:g}"
+    count = max(1, math.ceil(min(cpus, quota) / workers))
     return count, reason if workers == 1 else f"{reason}, for {workers} workers"
 
 
-WORKERS = env_int("WORKERS", 1, minimum=1)
-NUM_THREADS, THREADS_LIMIT = count_threads(WORKERS)
-os.environ.setdefault("OMP_NUM_THREADS", str(NUM_THREADS))
+NUM_THREADS, THREADS_LIMIT = count_threads(settings.workers)
+
+
+def limit_threads() -> None:
+    """Have libraries keep to it: those that are loaded already, and those that will be."""
+    threadpool_limits(NUM_THREADS)
+    os.environ["OMP_NUM_THREADS"] = str(NUM_THREADS)

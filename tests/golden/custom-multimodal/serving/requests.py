@@ -3,63 +3,51 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
-from pydantic import BaseModel, ValidationError
+from multipart import MultipartError, MultipartParser, MultipartPart, parse_options_header
+from pydantic import ValidationError
 
-from serving.limits import (
-    BadInput,
-    CannotLoad,
-    TooLarge,
-    UnsupportedType,
-    field_errors,
-    inline_refs,
-)
+from serving.errors import BadInput, CannotLoad, TooLarge, UnsupportedType
+from serving.inputs import CONTENT_TYPES, MAX_PARTS, Decoder, Input, ParamsT
+from serving.limits import MAX_UPLOAD_BYTES
+from serving.schemas import field_errors, inline_refs
 
 ROOT = Path(__file__).parents[1]
 # A sender that does not know the type sends one of these; the decoder then looks at the content.
 OCTET_STREAM = "application/octet-stream"
 UNTYPED = frozenset({"", OCTET_STREAM})
-MAX_PARTS = 2000
-
-ParamsT = TypeVar("ParamsT", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
-class Upload(Generic[ParamsT]):
+class ParsedRequest(Generic[ParamsT]):
     """One request as it came: its files, not decoded yet, and its parameters."""
 
     files: list[bytes]
     params: ParamsT
+    decoder: Decoder
+
+    def decode(self) -> list[Input[ParamsT]]:
+        """Return what the model takes, an `Input` for each file. Raises BadInput."""
+        return self.decoder.decode(self.files, self.params)
 
 
-class Reader(Generic[ParamsT]):
-    """FastAPI dependency that reads and checks one request."""
+class RequestParser(Generic[ParamsT]):
+    """Reads and checks a request that carries files, and the fields of `params`."""
 
-    def __init__(
-        self,
-        params: type[ParamsT],
-        *,
-        field: str,
-        several: bool,
-        content_types: Collection[str],
-        max_bytes: int,
-    ) -> None:
-        """Take one file, or several, in this form field."""
+    def __init__(self, params: type[ParamsT], decoder: Decoder) -> None:
         self.params = params
-        self.field = field
-        self.several = several
-        self.content_types = content_types
+        self.decoder = decoder
+        self.field = decoder.field
         self.schema = inline_refs(params.model_json_schema())
         properties = self.schema.get("properties", {})
         self.lists = {name for name in properties if takes_several(properties[name])}
-        self.max_bytes = max_bytes
 
-    async def __call__(self, request: Request) -> Upload[ParamsT]:
+    async def __call__(self, request: Request) -> ParsedRequest[ParamsT]:
         """Return the request's files and parameters. Raises what `parse_form` and `check` do."""
         header = request.headers.get("content-type", "")
         content_type = essence(header)
@@ -68,10 +56,11 @@ class Reader(Generic[ParamsT]):
         body = await request.body()
         if content_type == "multipart/form-data":
             parts = parse_form(body, header)
-            named = [part for part in parts if part.name == self.field and part.is_file]
-            files = [part.content for part in (named if self.several else named[-1:])]
-            types = {part.content_type for part in named}
-            fields |= self._fields((part.name, part.text()) for part in parts if not part.is_file)
+            uploads = [part for part in parts if part.filename is not None]
+            named = [part for part in uploads if part.name == self.field]
+            files = [part.raw for part in (named if self.decoder.several else named[-1:])]
+            types = {essence(part.headers.get("Content-Type")) for part in named}
+            fields |= self._fields((x.name, text_of(x)) for x in parts if x not in uploads)
         else:
             files = [body] if body or content_type else []
             types = {content_type}
@@ -79,19 +68,19 @@ class Reader(Generic[ParamsT]):
 
     def check(
         self, files: list[bytes], types: Collection[str], fields: Mapping[str, Any]
-    ) -> Upload[ParamsT]:
+    ) -> ParsedRequest[ParamsT]:
         """Return the request that these files, of these content types, and fields make.
 
         Raises, in this order, TooLarge, RequestValidationError, UnsupportedType and BadInput.
         """
-        if sum(map(len, files)) > self.max_bytes:
+        if sum(map(len, files)) > MAX_UPLOAD_BYTES:
             raise TooLarge
         params = self.validate(fields, missing=not files)
-        if not set(types) <= {*self.content_types, *UNTYPED}:
-            raise UnsupportedType(f"Send one of {', '.join(sorted(self.content_types))}.")
+        if not set(types) <= {*CONTENT_TYPES, *UNTYPED}:
+            raise UnsupportedType(f"Send one of {', '.join(sorted(CONTENT_TYPES))}.")
         if not all(files):
             raise BadInput("Empty upload.")
-        return Upload(files, params)
+        return ParsedRequest(files, params, self.decoder)
 
     def validate(self, fields: Mapping[str, Any], *, missing: bool = False) -> ParamsT:
         """Return the parameters; a missing file is an error too. Raises RequestValidationError."""
@@ -106,16 +95,17 @@ class Reader(Generic[ParamsT]):
             raise RequestValidationError(errors)
         return params
 
-    def example(self, example: Mapping[str, Any]) -> Upload[ParamsT]:
-        """Return the upload that a request of these form fields makes; files lie beside main.py.
+    def example(self, example: Mapping[str, Any]) -> ParsedRequest[ParamsT]:
+        """Return the request that these form fields make; files lie beside main.py.
 
         Raises CannotLoad where there is no such field.
         """
         if self.field not in example:
             raise CannotLoad(f"EXAMPLE in inference.py has no {self.field!r}, DECODER's field")
-        names = example[self.field] if self.several else [example[self.field]]
+        names = example[self.field] if self.decoder.several else [example[self.field]]
         fields = {name: value for name, value in example.items() if name != self.field}
-        return Upload([(ROOT / name).read_bytes() for name in names], self.params(**fields))
+        files = [(ROOT / name).read_bytes() for name in names]
+        return ParsedRequest(files, self.params(**fields), self.decoder)
 
     def openapi(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """Describe the form and the raw body for the OpenAPI document."""
@@ -127,11 +117,11 @@ class Reader(Generic[ParamsT]):
         }
         form: dict[str, Any] = {
             "type": "object",
-            "properties": {self.field: batch if self.several else binary, **properties},
+            "properties": {self.field: batch if self.decoder.several else binary, **properties},
             "required": [self.field, *self.schema.get("required", [])],
         }
         content = {"multipart/form-data": {"schema": form}}
-        types = sorted({*self.content_types, OCTET_STREAM})
+        types = sorted({*CONTENT_TYPES, OCTET_STREAM})
         content |= {name: {"schema": binary} for name in types}
         query = [
             {
@@ -154,56 +144,27 @@ class Reader(Generic[ParamsT]):
         return {name: all_ if name in self.lists else all_[-1] for name, all_ in fields.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One part of a form: a file, or a field."""
-
-    name: str
-    content: bytes
-    content_type: str
-    charset: str
-    is_file: bool
-
-    def text(self) -> str:
-        """Return a field's value. Raises RequestValidationError."""
-        try:
-            return self.content.decode(self.charset)
-        except (LookupError, UnicodeError) as error:
-            message = f"Input should be {self.charset} text"
-            item = {"type": "string_unicode", "loc": ("body", self.name), "msg": message}
-            raise RequestValidationError([item]) from error
-
-
-def parse_form(body: bytes, content_type: str) -> list[Part]:
+def parse_form(body: bytes, content_type: str) -> list[MultipartPart]:
     """Return the parts of a multipart form. Raises BadInput."""
     _, options = parse_options_header(content_type)
-    parts: list[Part] = []
-    chunks: list[bytes] = []
+    limits = dict.fromkeys(("spool_limit", "memory_limit"), len(body) + 1)  # nothing goes to disk
     try:
-        with PushMultipartParser(options["boundary"], max_segment_count=MAX_PARTS) as parser:
-            for event in parser.parse(body):
-                if isinstance(event, MultipartSegment):
-                    segment, chunks = event, []
-                elif event:
-                    chunks.append(event)
-                else:
-                    parts.append(make_part(segment, b"".join(chunks)))
+        boundary = options["boundary"]
+        return MultipartParser(BytesIO(body), boundary, part_limit=MAX_PARTS, **limits).parts()
     except KeyError as error:
         raise BadInput("The form's content type names no boundary.") from error
     except (MultipartError, ValueError) as error:
         raise BadInput(f"The form cannot be read: {error}.") from error
-    return parts
 
 
-def make_part(segment: MultipartSegment, content: bytes) -> Part:
-    """Return a part of the form, from what stands above it."""
-    return Part(
-        segment.name or "",
-        content,
-        segment.content_type or "",
-        segment.charset or "utf-8",
-        segment.filename is not None,
-    )
+def text_of(part: MultipartPart) -> str:
+    """Return a field's value. Raises RequestValidationError."""
+    try:
+        return str(part.raw, part.charset)
+    except (LookupError, UnicodeError) as error:
+        message = f"Input should be {part.charset} text"
+        item = {"type": "string_unicode", "loc": ("body", part.name), "msg": message}
+        raise RequestValidationError([item]) from error
 
 
 def essence(content_type: str | None) -> str:

@@ -9,11 +9,8 @@ These names are for inference.py and main.py:
 AGENTS.md says what each module is for.
 """
 
-from serving.threads import NUM_THREADS  # first: NumPy reads the number when it is loaded
-
-# isort: split
-
+from serving.errors import BadInput, CannotLoad
 from serving.inputs import Input
-from serving.limits import BadInput, CannotLoad
+from serving.threads import NUM_THREADS
 
 __all__ = ["NUM_THREADS", "BadInput", "CannotLoad", "Input"]

@@ -1,9 +1,11 @@
 """What the model takes: the document of a request."""
 
 from dataclasses import dataclass
-from typing import Generic
+from typing import Generic, TypeVar
 
-from serving.requests import ParamsT, Upload
+from pydantic import BaseModel
+
+ParamsT = TypeVar("ParamsT", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,8 +13,3 @@ class Input(Generic[ParamsT]):
     """One document: `Model.predict` gets a list of these."""
 
     params: ParamsT
-
-
-def decode(upload: Upload[ParamsT]) -> list[Input[ParamsT]]:
-    """Return what the model takes: one `Input`."""
-    return [Input(upload.params)]

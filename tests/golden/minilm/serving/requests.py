@@ -2,39 +2,42 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from serving.limits import BadInput, TooLarge, UnsupportedType, field_errors, inline_refs
-
-ParamsT = TypeVar("ParamsT", bound=BaseModel)
+from serving.errors import BadInput, TooLarge, UnsupportedType
+from serving.inputs import Input, ParamsT
+from serving.limits import MAX_UPLOAD_BYTES
+from serving.schemas import field_errors, inline_refs
 
 
 @dataclass(frozen=True, slots=True)
-class Upload(Generic[ParamsT]):
+class ParsedRequest(Generic[ParamsT]):
     """One request as it came: its validated body."""
 
     params: ParamsT
 
+    def decode(self) -> list[Input[ParamsT]]:
+        """Return what the model takes: one `Input`."""
+        return [Input(self.params)]
 
-class Reader(Generic[ParamsT]):
-    """FastAPI dependency that reads and checks one request."""
 
-    def __init__(self, params: type[ParamsT], *, max_bytes: int) -> None:
-        """Take documents of this model, up to this size."""
+class RequestParser(Generic[ParamsT]):
+    """Reads and checks a request whose body is a JSON document of the model `params`."""
+
+    def __init__(self, params: type[ParamsT]) -> None:
         self.params = params
-        self.max_bytes = max_bytes
 
-    async def __call__(self, request: Request) -> Upload[ParamsT]:
+    async def __call__(self, request: Request) -> ParsedRequest[ParamsT]:
         """Return the request's document.
 
         Raises, in this order, TooLarge, UnsupportedType, BadInput and RequestValidationError.
         """
         body = await request.body()
-        if len(body) > self.max_bytes:
+        if len(body) > MAX_UPLOAD_BYTES:
             raise TooLarge
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type != "application/json" and not content_type.endswith("+json"):
@@ -43,19 +46,19 @@ class Reader(Generic[ParamsT]):
             raise BadInput("Empty upload.")
         return self.check(body)
 
-    def check(self, document: bytes) -> Upload[ParamsT]:
+    def check(self, document: bytes) -> ParsedRequest[ParamsT]:
         """Return the request that this JSON makes. Raises BadInput and RequestValidationError."""
         try:
-            return Upload(self.params.model_validate_json(document))
+            return ParsedRequest(self.params.model_validate_json(document))
         except ValidationError as error:
             errors = field_errors(error)
             if errors[0]["type"] == "json_invalid":
                 raise BadInput(f"The body is not JSON: {errors[0]['msg']}") from error
             raise RequestValidationError(errors) from error
 
-    def example(self, example: Mapping[str, Any]) -> Upload[ParamsT]:
-        """Return the upload that a request of this body makes."""
-        return Upload(self.params(**example))
+    def example(self, example: Mapping[str, Any]) -> ParsedRequest[ParamsT]:
+        """Return the request that this body makes."""
+        return ParsedRequest(self.params(**example))
 
     def openapi(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """Describe the body for the OpenAPI document."""

@@ -1,8 +1,6 @@
 """Decides how many threads the frameworks start: one for each CPU of the container, not the host.
 
-Left alone they count the host's cores, and dozens of threads take turns on a container's two
-CPUs. Import this before NumPy and the frameworks: OpenMP and BLAS read OMP_NUM_THREADS once, when
-they are loaded.
+Left alone they count the host's cores, and dozens of threads take turns on a container's two CPUs.
 """
 
 import math
@@ -10,7 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-from serving.limits import env_int
+from threadpoolctl import threadpool_limits
+
+from serving.settings import settings
 
 # What a cgroup grants, in microseconds per period of so many: version 2 has both in one file.
 QUOTA_V2 = ["cpu.max"]
@@ -54,14 +54,17 @@ def cpu_count() -> int:
 
 def count_threads() -> tuple[int, str]:
     """Return how many threads the frameworks may use, and what decides it."""
+    if settings.num_threads:
+        return settings.num_threads, "NUM_THREADS or OMP_NUM_THREADS"
     cpus, quota = cpu_count(), cpu_quota()
-    count = max(1, math.ceil(min(cpus, quota)))
-    for name in ("NUM_THREADS", "OMP_NUM_THREADS"):
-        if os.getenv(name, str(count)) != str(count):
-            return env_int(name, count, minimum=1), name
     reason = f"{cpus} CPUs" if cpus <= quota else f"the CPU quota of {quota:g}"
-    return count, reason
+    return max(1, math.ceil(min(cpus, quota))), reason
 
 
 NUM_THREADS, THREADS_LIMIT = count_threads()
-os.environ.setdefault("OMP_NUM_THREADS", str(NUM_THREADS))
+
+
+def limit_threads() -> None:
+    """Have libraries keep to it: those that are loaded already, and those that will be."""
+    threadpool_limits(NUM_THREADS)
+    os.environ["OMP_NUM_THREADS"] = str(NUM_THREADS)

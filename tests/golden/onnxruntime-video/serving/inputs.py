@@ -4,19 +4,20 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import numpy as np
+from pydantic import BaseModel
 
-from serving.limits import BadInput, env_int
-from serving.requests import ParamsT, Upload
+from serving.errors import BadInput
+from serving.settings import settings
 
 if TYPE_CHECKING:
     from av import VideoFrame, VideoStream
     from av.filter import Graph
 
-MAX_FRAMES = env_int("MAX_FRAMES", 1_000, minimum=1)
-MAX_PIXELS = env_int("MAX_PIXELS", 100_000_000, minimum=1)  # of all frames together
+MAX_FRAMES = settings.max_frames
+MAX_PIXELS = settings.max_pixels  # of all frames together
 TOO_LONG = f"More than the {MAX_FRAMES} frames or {MAX_PIXELS} pixels that are taken."
 MAX_DECODED = 100  # frames to decode for each one that is taken
 UNREADABLE = "No readable MP4, QuickTime, WebM, AVI, MPEG-TS or Ogg clip."
@@ -27,6 +28,10 @@ CONTENT_TYPES = frozenset(
     f"video/{name}"
     for name in ("mp4", "quicktime", "webm", "x-matroska", "x-msvideo", "mp2t", "ogg")
 )
+
+MAX_PARTS = 2000  # of a form
+
+ParamsT = TypeVar("ParamsT", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +47,14 @@ class Input(Generic[ParamsT]):
 class Decoder:
     """What the model wants of a clip; inference.py declares it."""
 
+    several: ClassVar[bool] = False  # whether a request carries a list of them
     field: str = "file"  # the form field that carries the clip
     fps: int | None = None  # frames a second to take; None takes all there are
     size: tuple[int, int] | None = None  # (width, height) of the frames; None leaves them as sent
 
-    def decode(self, upload: Upload[ParamsT]) -> list[Input[ParamsT]]:
+    def decode(self, files: list[bytes], params: ParamsT) -> list[Input[ParamsT]]:
         """Return one `Input` for each file of the request. Raises BadInput."""
-        return [Input(*self._decode_video(file), upload.params) for file in upload.files]
+        return [Input(*self._decode_video(file), params) for file in files]
 
     def _decode_video(self, file: bytes) -> tuple[np.ndarray, float]:
         """Return an encoded clip's frames and frame rate, decoding no more than is taken."""

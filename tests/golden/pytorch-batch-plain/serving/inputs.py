@@ -3,19 +3,24 @@
 import logging
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Generic, Literal
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from PIL import Image, ImageOps
+from pydantic import BaseModel
 
-from serving.limits import BadInput, env_int
-from serving.requests import ParamsT, Upload
+from serving.errors import BadInput
+from serving.settings import settings
 
-MAX_PIXELS = env_int("MAX_PIXELS", 50_000_000, minimum=1)  # of all pictures together
+MAX_PIXELS = settings.max_pixels  # of all pictures together
 Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS guards instead
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # a broken file is no error of ours
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 CONTENT_TYPES = frozenset(f"image/{name.lower()}" for name in FORMATS)
+
+MAX_PARTS = 2000  # of a form
+
+ParamsT = TypeVar("ParamsT", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +35,22 @@ class Input(Generic[ParamsT]):
 class Decoder:
     """What the model wants of a picture; inference.py declares it."""
 
+    several: ClassVar[bool] = True  # whether a request carries a list of them
     field: str = "files"  # the form field that carries the pictures
     mode: Literal["RGB", "RGBA", "L"] = "RGB"  # L is grey
     background: str = "white"  # what transparency is laid on, where the mode has none: a CSS colour
 
-    def decode(self, upload: Upload[ParamsT]) -> list[Input[ParamsT]]:
+    def decode(self, files: list[bytes], params: ParamsT) -> list[Input[ParamsT]]:
         """Return one `Input` for each file of the request. Raises BadInput."""
         inputs: list[Input[ParamsT]] = []
         left = MAX_PIXELS
-        for number, file in enumerate(upload.files, start=1):
+        for number, file in enumerate(files, start=1):
             try:
                 image = self._decode_image(file, left)
             except BadInput as error:
-                raise BadInput(f"File {number} of {len(upload.files)}: {error.detail}") from error
+                raise BadInput(f"File {number} of {len(files)}: {error.detail}") from error
             left -= image.width * image.height
-            inputs.append(Input(image, upload.params))
+            inputs.append(Input(image, params))
         return inputs
 
     def _decode_image(self, file: bytes, most: int) -> Image.Image:

@@ -3,19 +3,24 @@
 import logging
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Generic, Literal
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from PIL import Image, ImageOps
+from pydantic import BaseModel
 
-from serving.limits import BadInput, env_int
-from serving.requests import ParamsT, Upload
+from serving.errors import BadInput
+from serving.settings import settings
 
-MAX_PIXELS = env_int("MAX_PIXELS", 50_000_000, minimum=1)
+MAX_PIXELS = settings.max_pixels
 Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS guards instead
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # a broken file is no error of ours
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 CONTENT_TYPES = frozenset(f"image/{name.lower()}" for name in FORMATS)
+
+MAX_PARTS = 2000  # of a form
+
+ParamsT = TypeVar("ParamsT", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +35,14 @@ class Input(Generic[ParamsT]):
 class Decoder:
     """What the model wants of a picture; inference.py declares it."""
 
+    several: ClassVar[bool] = False  # whether a request carries a list of them
     field: str = "file"  # the form field that carries the picture
     mode: Literal["RGB", "RGBA", "L"] = "RGB"  # L is grey
     background: str = "white"  # what transparency is laid on, where the mode has none: a CSS colour
 
-    def decode(self, upload: Upload[ParamsT]) -> list[Input[ParamsT]]:
+    def decode(self, files: list[bytes], params: ParamsT) -> list[Input[ParamsT]]:
         """Return one `Input` for each file of the request. Raises BadInput."""
-        return [Input(self._decode_image(file), upload.params) for file in upload.files]
+        return [Input(self._decode_image(file), params) for file in files]
 
     def _decode_image(self, file: bytes) -> Image.Image:
         """Return an upright picture; reject too many pixels before they cost memory."""

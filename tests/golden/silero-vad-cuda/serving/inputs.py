@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Generic, Literal
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
+from pydantic import BaseModel
 
-from serving.limits import BadInput, env_int
-from serving.requests import ParamsT, Upload
+from serving.errors import BadInput
+from serving.settings import settings
 
-MAX_AUDIO_SECONDS = env_int("MAX_AUDIO_SECONDS", 600, minimum=1)
+MAX_AUDIO_SECONDS = settings.max_audio_seconds
 UNREADABLE = "No readable WAV, MP3, FLAC, Ogg, MP4, WebM or AAC recording."
 
 # Containers that reach for other files or addresses (playlists, say) are not among these.
@@ -17,6 +18,10 @@ UNREADABLE = "No readable WAV, MP3, FLAC, Ogg, MP4, WebM or AAC recording."
 OPTIONS = {"format_whitelist": "wav,mp3,flac,ogg,mov,matroska,aac", "max_pixels": "1000000"}
 SUBTYPES = ("wav", "x-wav", "wave", "mpeg", "mp3", "flac", "x-flac", "ogg", "mp4", "aac", "webm")
 CONTENT_TYPES = frozenset(f"audio/{name}" for name in SUBTYPES)
+
+MAX_PARTS = 2000  # of a form
+
+ParamsT = TypeVar("ParamsT", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +37,14 @@ class Input(Generic[ParamsT]):
 class Decoder:
     """What the model wants of a recording; inference.py declares it."""
 
+    several: ClassVar[bool] = False  # whether a request carries a list of them
     field: str = "file"  # the form field that carries the recording
     sample_rate: int = 16_000  # Hz; what most speech models take
     channels: Literal[1, 2] = 1  # 1 mixes to mono, 2 is stereo
 
-    def decode(self, upload: Upload[ParamsT]) -> list[Input[ParamsT]]:
+    def decode(self, files: list[bytes], params: ParamsT) -> list[Input[ParamsT]]:
         """Return one `Input` for each file of the request. Raises BadInput."""
-        return [
-            Input(self._decode_audio(file), self.sample_rate, upload.params)
-            for file in upload.files
-        ]
+        return [Input(self._decode_audio(file), self.sample_rate, params) for file in files]
 
     def _decode_audio(self, file: bytes) -> np.ndarray:
         """Return the samples of a recording, decoding no more than is taken."""

@@ -1,22 +1,22 @@
 """What is seen of each request: an id, a line in the log, metrics, and a trace where wanted."""
 
-import json
 import logging
 import os
-import sys
+import re
 import time
-from datetime import UTC, datetime
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry.trace import get_current_span
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.metrics import PROBES, Metrics, accept_id, create_router, method_of, route_of
-from serving.worker import Worker, request_id
+from serving.errors import find_route
+from serving.metrics import Metrics, create_router
+from serving.runner import request_id
 
-LOG_FORMAT = os.getenv("LOG_FORMAT", "text").lower()
+PROBES = frozenset({"/health", "/ready", "/metrics", "/ping", "/readyz"})  # of contracts, too
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+OTHER = "other"  # a method or path of the client's own making, of which there is no end
 # Where OpenTelemetry's variables say where to, and its packages are there: `uv sync --extra otel`.
 TELEMETRY: TelemetryConfig = {
     "auto_configure": True,
@@ -29,8 +29,6 @@ OK = 200
 CLIENT_LEFT = 499  # no answer was sent; nginx calls it so
 
 access = logging.getLogger("access")
-# What every record has; uvicorn's have their message in colour, too.
-STANDARD = {*vars(logging.makeLogRecord({})), "message", "taskName", "color_message"}
 
 
 class Observe:
@@ -71,9 +69,11 @@ class Observe:
             raise
         finally:
             self.metrics.in_flight -= 1
-            self._tell(method_of(scope), route_of(scope), status, time.perf_counter() - start)
+            self._record(scope, status, time.perf_counter() - start)
 
-    def _tell(self, method: str, route: str, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        method = scope["method"] if scope["method"] in METHODS else OTHER
+        route = str(getattr(find_route(scope), "path", OTHER))
         self.metrics.requested(method, route, status, seconds)
         # Probes come every few seconds: they are worth a line when they fail.
         level = logging.DEBUG if route in PROBES and status == OK else logging.INFO
@@ -87,53 +87,15 @@ class Observe:
             access.log(level, "%s %s %d %s ms", *fields.values(), extra=fields)
 
 
-class TextFormatter(logging.Formatter):
-    """A line for people, with the request's id in brackets."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s%(request)s: %(message)s")
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 -- logging's name
-        """Put the id in."""
-        own_id = request_id.get()
-        record.request = f" [{own_id}]" if own_id else ""
-        return super().formatMessage(record)
+def accept_id(headers: list[tuple[bytes, bytes]]) -> str:
+    """Return the request's X-Request-ID where it is fit to be logged, else a new one."""
+    for name, value in headers:
+        if name == b"x-request-id" and re.fullmatch(rb"[!-~]{1,128}", value):
+            return str(value, "ascii")
+    return os.urandom(16).hex()
 
 
-class JsonFormatter(logging.Formatter):
-    """A line for machines: one JSON object, with what was given as `extra`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record as JSON."""
-        written = datetime.fromtimestamp(record.created, UTC)
-        line: dict[str, Any] = {
-            "time": written.isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if own_id := request_id.get():
-            line["request_id"] = own_id
-        line |= {name: extra for name, extra in vars(record).items() if name not in STANDARD}
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
-
-
-def configure_logging(*, level: str) -> None:
-    """Have all loggers, the server's and the libraries' included, write lines in LOG_FORMAT."""
-    formatters = {"text": TextFormatter, "json": JsonFormatter}
-    if LOG_FORMAT not in formatters:
-        sys.exit(f"LOG_FORMAT must be text or json; not {LOG_FORMAT!r}")
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatters[LOG_FORMAT]())
-    logging.basicConfig(level=level, handlers=[handler])
-    logging.captureWarnings(capture=True)
-    logging.getLogger("uvicorn.access").propagate = False  # this module writes one
-
-
-def observe(app: FastAPI, worker: Worker) -> None:
-    """Watch the requests and the worker; to be called after every other middleware is added."""
-    metrics = Metrics(worker)
+def install_observability(app: FastAPI, metrics: Metrics) -> None:
+    """Watch an app's requests; to be called after every other middleware is added."""
     app.include_router(create_router(metrics))
     app.add_middleware(Observe, metrics=metrics)

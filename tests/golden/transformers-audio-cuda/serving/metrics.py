@@ -1,12 +1,11 @@
 """`GET /metrics`: requests, the model's work, the GPUs' memory and the process, for Prometheus."""
 
-import os
-import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
-from fastapi.routing import iter_route_contexts
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -19,51 +18,25 @@ from prometheus_client import (
 )
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
-from starlette.types import Scope
 
+from serving.errors import DeadlineExceeded
 from serving.gpu import read_gpus
-from serving.worker import Headers, Observer, Worker
+from serving.runner import Job, Runner
+from serving.worker import Call, Worker
+
+T = TypeVar("T")
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
-PROBES = frozenset({"/health", "/ready", "/metrics"})
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-OTHER = "other"  # a method or path of the client's own making, of which there is no end
 
-
-def method_of(scope: Scope) -> str:
-    """Return the request's method; there are only so many."""
-    method: str = scope["method"]
-    return method if method in METHODS else OTHER
-
-
-def route_of(scope: Scope) -> str:
-    """Return the path of the route that was asked, with its parameters' names; or `other`."""
-    if route := scope.get("route"):
-        return str(route.path)
-    # Refused before it came to a route, or none of FastAPI's.
-    path: str = scope["path"]
-    paths = (context.path for context in iter_route_contexts(scope["app"].routes))
-    return path if path in paths else OTHER
-
-
-def accept_id(headers: Headers) -> str:
-    """Return the request's X-Request-ID where it is fit to be logged, else a new one."""
-    for name, value in headers:
-        if name == b"x-request-id" and re.fullmatch(rb"[!-~]{1,128}", value):
-            return str(value, "ascii")
-    return os.urandom(16).hex()
-
-
-class Metrics(Observer):
-    """What is counted: by the worker, which it observes, and for each request."""
+class Metrics:
+    """What is counted: by the worker, and for each request."""
 
     def __init__(self, worker: Worker) -> None:
         """Register all series with a registry of their own."""
         disable_created_metrics()  # a second series for each, with the time of its first value
-        self._registry = registry = CollectorRegistry()
-        self._gauges: list[tuple[Gauge, Callable[[], int]]] = []
+        self.registry = registry = CollectorRegistry()
         self.in_flight = 0
         labels = ("method", "route", "status")
         self._requests = Counter(
@@ -76,77 +49,68 @@ class Metrics(Observer):
             buckets=SECONDS,
             registry=registry,
         )
-        # Found by their labels once, for that costs more than to count.
-        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._batches = Histogram(
+        self.batches = Histogram(
             "model_batch_size", "Requests in one call.", buckets=REQUESTS, registry=registry
         )
-        self._calls = Histogram(
+        self.calls = Histogram(
             "model_call_duration_seconds", "Time of one call.", buckets=SECONDS, registry=registry
         )
-        self._timeouts = Counter(
+        self.timeouts = Counter(
             "model_timeouts", "Requests past INFER_TIMEOUT_SECONDS.", registry=registry
         )
-        self._restarts = Counter(
+        self.restarts = Counter(
             "model_worker_restarts", "Times that a lost worker was replaced.", registry=registry
         )
-        self._load = Gauge(
+        self.load = Gauge(
             "model_load_seconds",
             "Time of the load, warm-up included.",
             registry=registry,
         )
         self._show("http_requests_in_flight", "Requests not answered yet.", lambda: self.in_flight)
-        self._show("model_queue_depth", "Requests that wait for the model.", lambda: worker.waiting)
-        self._show("model_running", "Requests that the model works on.", lambda: worker.running)
+        self._show("model_queue_depth", "Requests that wait.", lambda: len(worker.waiting))
+        self._show("model_running", "Requests that it works on.", lambda: len(worker.running))
         ProcessCollector(registry=registry)
         registry.register(GpuMemory())
-        worker.observer = self
-
-    def collect(self) -> CollectorRegistry:
-        """Return what is to be told."""
-        self._refresh()
-        return self._registry
 
     def requested(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request."""
-        key = method, route, status
-        if key not in self._children:
-            labels = method, route, str(status)
-            self._children[key] = self._requests.labels(*labels), self._durations.labels(*labels)
-        requests, durations = self._children[key]
-        requests.inc()
-        durations.observe(seconds)
-
-    def loaded(self, seconds: float) -> None:
-        """Note how long the model took to load."""
-        self._load.set(seconds)
-
-    def batch(self, size: int, seconds: float) -> None:
-        """Count one call of the model."""
-        self._batches.observe(size)
-        self._calls.observe(seconds)
-
-    def timed_out(self) -> None:
-        """Count one request that got no answer in time."""
-        self._timeouts.inc()
-
-    def restarted(self) -> None:
-        """Count one lost worker."""
-        self._restarts.inc()
-
-    def refused(self, route: str, status: int, headers: Headers) -> Headers:
-        """Count one request that the app has not seen; its answer gets an id as all others."""
-        self.requested("POST", route, status, 0.0)
-        return [(b"x-request-id", accept_id(headers).encode())]
+        self._requests.labels(method, route, status).inc()
+        self._durations.labels(method, route, status).observe(seconds)
 
     def _show(self, name: str, about: str, value: Callable[[], int]) -> None:
         """Add a gauge for what there is of something now."""
-        gauge = Gauge(name, about, registry=self._registry)
-        self._gauges.append((gauge, value))
+        Gauge(name, about, registry=self.registry).set_function(value)
 
-    def _refresh(self) -> None:
-        for gauge, value in self._gauges:
-            gauge.set(value())
+
+class MeasuredWorker(Worker):
+    """A worker whose loads and calls are counted."""
+
+    def __init__(self, runner: Runner) -> None:
+        super().__init__(runner)
+        self.metrics = Metrics(self)
+
+    async def run(self, job: Job[T], is_disconnected: Callable[[], Awaitable[bool]]) -> T:
+        """Return the answer to a request, as every worker does."""
+        try:
+            return await super().run(job, is_disconnected)
+        except DeadlineExceeded:
+            self.metrics.timeouts.inc()
+            raise
+
+    def _load(self) -> bool:
+        if self.is_loaded:
+            self.metrics.restarts.inc()
+        start = time.monotonic()
+        is_loaded = super()._load()
+        self.metrics.load.set(time.monotonic() - start)
+        return is_loaded
+
+    def _ask(self, calls: list[Call]) -> list[Any]:
+        start = time.monotonic()
+        answers = super()._ask(calls)
+        self.metrics.batches.observe(len(calls))
+        self.metrics.calls.observe(time.monotonic() - start)
+        return answers
 
 
 class GpuMemory(Collector):
@@ -174,6 +138,6 @@ def create_router(metrics: Metrics) -> APIRouter:
     @router.get("/metrics", response_class=PlainTextResponse)
     def show_metrics() -> Response:
         """Report what is counted, in Prometheus' text format."""
-        return Response(generate_latest(metrics.collect()), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -3,78 +3,89 @@
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 from pydantic_core import from_json
 
-from serving.contracts.core import Core
-from serving.limits import RESPONSES, BadInput, ErrorBody, TooLarge, UnsupportedType, inline_refs
-from serving.requests import Upload
-from serving.streaming import EventStream, event_stream
+from serving.contracts.documents import parse_document
+from serving.errors import RESPONSES, BadInput, Busy, ErrorBody, TooLarge, UnsupportedType
+from serving.limits import MAX_UPLOAD_BYTES, ModelRoute
+from serving.requests import ParsedRequest, RequestParser
+from serving.schemas import inline_refs
+from serving.service import Service
+from serving.streaming import EventStream
 
 FULL = {"model": ErrorBody, "description": "As many requests wait as MAX_QUEUE_SIZE allows."}
 
 
-def create_router(core: Core[Any]) -> APIRouter:
-    """Return the routes that the forwarder asks."""
+class Route(ModelRoute):
+    """A route that the forwarder asks: on a 429 it tries again elsewhere."""
+
+    @staticmethod
+    def error_form(
+        error: Exception, status: int, body: dict[str, Any]
+    ) -> tuple[int, dict[str, Any]]:
+        """Return status and body as the forwarder wants them."""
+        return 429 if isinstance(error, Busy) else status, body
+
+
+def create_router(service: Service[Any], body: type[BaseModel]) -> APIRouter:
+    """Return the routes that the forwarder asks; they answer with such a body."""
     router = APIRouter()
-    reader = Reader(core)
+    model_router = APIRouter(route_class=Route)
+    parse = DocumentParser(service.parse)
     responses = RESPONSES | {429: FULL}
 
     @router.get("/readyz", responses={503: RESPONSES[503]})
     async def readyz() -> dict[str, str]:
         """Readiness, for the forwarder: it sends requests from the first 200 on."""
-        core.worker.check()
+        service.worker.check()
         return {"status": "ready"}
 
-    @router.post(
+    @model_router.post(
         "/predict",
-        response_model=core.body,
+        response_model=body,
         responses=responses,
-        openapi_extra=reader.openapi(),
+        openapi_extra=parse.openapi(),
     )
     async def predict(request: Request) -> Response:
         """Answer for one JSON document."""
-        core.worker.admit()
-        upload = await reader(request)
-        body = await core.answer(upload, core.encode, request.state.is_disconnected)
-        return Response(body, media_type="application/json")
+        return await service.answer(request, parse)
 
-    if core.streams:
+    if service.streams:
 
-        @router.post(
+        @model_router.post(
             "/stream",
             response_class=EventStream,
             responses=responses,
-            openapi_extra=reader.openapi(),
+            openapi_extra=parse.openapi(),
         )
         async def predict_stream(request: Request) -> Response:
             """Answer in parts: a server-sent event for each, as soon as the model has it."""
-            core.worker.admit()
-            upload = await reader(request)
-            parts = core.stream(upload, core.encode, request.state.is_disconnected)
-            return await event_stream(parts, request)
+            return await service.stream(request, parse)
 
+    router.include_router(model_router)
     return router
 
 
-class Reader:
+class DocumentParser:
     """Reads a request's document: its fields, or an object that has them under "args".
 
     The forwarder takes them out of "args"; where it is told not to, or where there is none, they
     come as they were sent to Model Engine.
     """
 
-    def __init__(self, core: Core[Any]) -> None:
-        self.core = core
-        self.schema = inline_refs(core.read.params.model_json_schema())
+    def __init__(self, parse: RequestParser[Any]) -> None:
+        self.parse = parse
+        self.schema = inline_refs(parse.params.model_json_schema())
         self.wraps = "args" not in self.schema.get("properties", {})
 
-    async def __call__(self, request: Request) -> Upload[Any]:
+    async def __call__(self, request: Request) -> ParsedRequest[Any]:
         """Return the request's content.
 
         Raises, in this order, TooLarge, UnsupportedType, BadInput and RequestValidationError.
         """
         body = await request.body()
-        if len(body) > self.core.read.max_bytes:
+        if len(body) > MAX_UPLOAD_BYTES:
             raise TooLarge
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type != "application/json" and not content_type.endswith("+json"):
@@ -87,7 +98,7 @@ class Reader:
             raise BadInput(f"The body is not JSON: {error}") from error
         if self.wraps and isinstance(document, dict) and "args" in document:
             document = document["args"]
-        return self.core.take(document)
+        return parse_document(self.parse, document)
 
     def openapi(self) -> dict[str, Any]:
         """Describe both forms of the body for the OpenAPI document."""

@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from operator import methodcaller
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,10 +21,11 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.contracts.core import Core
-from serving.limits import BadInput, Busy, env_int
-from serving.threads import WORKERS
-from serving.worker import Job
+from serving.actions import Action
+from serving.errors import BadInput, Busy
+from serving.isolation import is_model_process
+from serving.service import Service
+from serving.settings import settings
 
 LIBRARY = "model_hosting_container_standards"
 
@@ -54,11 +54,6 @@ with kept_logging():
     )
     from model_hosting_container_standards.sagemaker.sessions.manager import get_session_manager
 
-# SageMaker runs an image with this one argument.
-SERVED = sys.argv[1:] == ["serve"]
-# It kills what has not ended 30 s after SIGTERM. Requests get this much; the rest is for the model.
-STOP_SECONDS = 18 if SERVED else None
-
 HANDLERS = {"ping": "CUSTOM_FASTAPI_PING_HANDLER", "invoke": "CUSTOM_FASTAPI_INVOCATION_HANDLER"}
 ADAPTER = "X-Amzn-SageMaker-Adapter-Identifier"
 CLOSED_SESSION = "X-Amzn-SageMaker-Closed-Session-Id"
@@ -66,7 +61,6 @@ CLOSED_SESSION = "X-Amzn-SageMaker-Closed-Session-Id"
 Handler = Callable[[Request], Awaitable[Response]]
 Dispatch = Callable[[Request, RequestResponseEndpoint], Awaitable[Response]]
 Ask = Callable[..., Awaitable[Response]]
-Tell = Callable[[Callable[[Any], None]], list[Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -109,34 +103,29 @@ class Hearing:
         await self.app(scope, hear, send)
 
 
-def choose_port(default: int) -> int:
-    """Return PORT where it is set; else SageMaker's, where that runs this."""
-    return env_int("PORT", env_int("SAGEMAKER_BIND_TO_PORT", 8080) if SERVED else default)
-
-
-def bootstrap(app: FastAPI, core: Core[Any], model: type, tell: Tell) -> None:
-    """Add the routes and the scripts' middleware; a script that cannot be used ends the start.
-
-    `tell` has the model do something, where it runs.
-    """
+def bootstrap(app: FastAPI, service: Service[Any]) -> None:
+    """Add the routes and the scripts' middleware; a script that cannot be used ends the start."""
+    if is_model_process():  # which serves nothing, and runs no scripts
+        return
 
     async def ask(request: Request, method: str, *arguments: str) -> Response:
         """Call one of the model's methods, in its turn."""
-        job = Job(partial(tell, methodcaller(method, *arguments)), len)
-        await core.worker.run(job, gone=request.state.is_disconnected)
+        action = Action(method=method, arguments=arguments)
+        await service.worker.run(action, request.state.is_disconnected)
         return Response()
 
-    app.state.core = core  # for handlers that have something to add to what the model does
-    add_defaults(core)
-    fields = core.read.params.model_fields
+    model = service.runner.model_class
+    app.state.service = service  # for handlers that have something to add to what the model does
+    add_defaults(service)
+    fields = service.parse.params.model_fields
     sessions, adapts = "session" in fields, issubclass(model, Adapts)
-    if WORKERS > 1 and (adapts or (sessions and get_session_manager())):
+    if settings.workers > 1 and (adapts or (sessions and get_session_manager())):
         sys.exit("WORKERS must be 1: each would have adapters and sessions of its own")
     if adapts:
-        add_adapters(core, ask)
+        add_adapters(service, ask)
     if sessions or "adapter" in fields:
         tells = hasattr(model, "close_session")
-        add_headers(core, ask, sessions=sessions, tells=tells)
+        add_headers(service, ask, sessions=sessions, tells=tells)
     share_main(app)
     loader = load_script()
     for variable in HANDLERS.values():
@@ -153,21 +142,19 @@ def bootstrap(app: FastAPI, core: Core[Any], model: type, tell: Tell) -> None:
         mount_handlers(app.router, route_resolver=get_sagemaker_route_config)
 
 
-def add_defaults(core: Core[Any]) -> None:
+def add_defaults(service: Service[Any]) -> None:
     """Register the service's own handlers, for want of a script's."""
 
     async def ping() -> dict[str, str]:
         """Health: the model can take requests, now or in its turn."""
         with suppress(Busy):  # an instance that fails this is replaced, which helps no busy one
-            core.worker.check()
+            service.worker.check()
         return {"status": "ready"}
 
     async def invocations(request: Request) -> Response:
         """Answer as the service's own route does."""
-        core.worker.admit()
-        upload = await core.read(request)
-        body = await core.answer(upload, core.encode, request.state.is_disconnected)
-        return Response(body, media_type="application/json")
+        service.worker.admit()
+        return await service.answer(request, service.parse)
 
     handler_registry.set_handler("ping", ping)
     handler_registry.set_handler("invoke", invocations)
@@ -181,15 +168,15 @@ def parse(body: bytes) -> Any:
         raise BadInput(f"The body is not JSON: {error}") from error
 
 
-async def check(core: Core[Any], request: Request) -> None:
-    """Refuse what the library's own code fails at."""
-    core.worker.admit()
+async def check(service: Service[Any], request: Request) -> None:
+    """Reject what the library's own code fails at."""
+    service.worker.admit()
     body = await request.body()
     if body and not isinstance(parse(body), dict):
         raise BadInput("The body has to be a JSON object.")
 
 
-def add_adapters(core: Core[Any], ask: Ask) -> None:
+def add_adapters(service: Service[Any], ask: Ask) -> None:
     """Register what loads and drops adapters; the library checks the requests, and answers them."""
 
     async def load(adapter: Any, request: Request) -> Response:
@@ -204,18 +191,18 @@ def add_adapters(core: Core[Any], ask: Ask) -> None:
     unloaded: Handler = register({"name": "path_params.adapter_name"})(unload)
 
     async def load_adapter(request: Request) -> Response:
-        await check(core, request)
+        await check(service, request)
         return await loaded(request)
 
     async def unload_adapter(adapter_name: str, request: Request) -> Response:  # noqa: ARG001
-        await check(core, request)
+        await check(service, request)
         return await unloaded(request)
 
     handler_registry.set_handler("register_adapter", load_adapter)
     handler_registry.set_handler("unregister_adapter", unload_adapter)
 
 
-def add_headers(core: Core[Any], ask: Ask, *, sessions: bool, tells: bool) -> None:
+def add_headers(service: Service[Any], ask: Ask, *, sessions: bool, tells: bool) -> None:
     """Have the library write the adapter and the session that headers name into the body."""
     plain: Handler = handler_registry.get_handler("invoke")
     adapted: Handler = sagemaker.inject_adapter_id("adapter")(plain)
@@ -227,7 +214,7 @@ def add_headers(core: Core[Any], ask: Ask, *, sessions: bool, tells: bool) -> No
 
     async def invocations(request: Request) -> Response:
         """Answer as the service's own route does; or open or close a session."""
-        await check(core, request)
+        await check(service, request)
         response = await (stateful if sessions else answer)(request)
         closed = response.headers.get(CLOSED_SESSION)
         if closed and tells:

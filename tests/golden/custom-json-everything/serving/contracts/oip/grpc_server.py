@@ -10,31 +10,34 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial, wraps
 from types import SimpleNamespace
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 
-from serving.auth import Authorizer
-from serving.contracts.core import Core
 from serving.contracts.oip.routes import (
     EXTENSIONS,
     MAX_TENSORS,
+    NAME,
+    SERVER_VERSION,
     VERSION,
+    Route,
     Signature,
     TensorMetadata,
     answers,
     one_at_a_time,
 )
 from serving.contracts.oip.tensors import DATATYPES, Answer, Tensor
-from serving.limits import BadInput, Busy, NotReady, Share, TooLarge, describe, env_int
-from serving.requests import ParamsT
-from serving.threads import WORKERS
-from serving.worker import Job
+from serving.errors import BadInput, Busy, NotReady, TooLarge, describe
+from serving.inputs import ParamsT
+from serving.limits import MAX_UPLOAD_BYTES, Share
+from serving.runner import Job
+from serving.settings import settings
+
+if TYPE_CHECKING:
+    from serving.service import Service
 
 logger = logging.getLogger(__name__)
-
-GRPC_PORT = env_int("GRPC_PORT", 8081, minimum=1)
 
 PROTOCOL = "serving/contracts/oip/open_inference.proto"  # found from where main.py is
 SERVICE = "inference.GRPCInferenceService"
@@ -88,7 +91,7 @@ def refusing(method: Method) -> Method:
             return await method(self, request, context)
         except Exception as error:  # noqa: BLE001 -- `describe` logs what was not foreseen
             scope = {"method": "gRPC", "path": f"/v2/{method.__name__}"}
-            status, body = describe(error, scope)
+            status, body = Route.error_form(error, *describe(error, scope))
         # Not before the error is gone: its traceback holds the message.
         code = CODES.get(status, "INVALID_ARGUMENT")
         return await self.abort(context, code, body["error"])
@@ -192,15 +195,13 @@ class Inference(Generic[ParamsT]):
 
     def __init__(
         self,
-        core: Core[ParamsT],
-        authorizer: Authorizer,
+        service: "Service[ParamsT]",
         messages: Any,
         codes: Any,
     ) -> None:
-        """Take the core, and what the protocol's messages and gRPC's statuses are made of."""
-        self.core = core
-        self.authorizer = authorizer
-        self.signature = Signature(core)
+        """Take the service, and what the protocol's messages and gRPC's statuses are made of."""
+        self.service = service
+        self.signature = Signature(service.parse, service.output)
         self.messages = messages
         self.codes = codes
 
@@ -216,19 +217,19 @@ class Inference(Generic[ParamsT]):
     @refusing
     async def ServerReady(self, _request: Any, _context: Any) -> Any:
         """Readiness, as `GET /ready`."""
-        return self.messages.ServerReadyResponse(ready=is_ready(self.core))
+        return self.messages.ServerReadyResponse(ready=is_ready(self.service))
 
     @refusing
     async def ModelReady(self, request: Any, _context: Any) -> Any:
         """Readiness, as `GET /ready`."""
         self.signature.check(request.name, request.version)
-        return self.messages.ModelReadyResponse(ready=is_ready(self.core))
+        return self.messages.ModelReadyResponse(ready=is_ready(self.service))
 
     @refusing
     async def ServerMetadata(self, _request: Any, _context: Any) -> Any:
         """Tell what the server can do."""
         return self.messages.ServerMetadataResponse(
-            name=self.core.name, version=self.core.version, extensions=EXTENSIONS
+            name=NAME, version=SERVER_VERSION, extensions=EXTENSIONS
         )
 
     @refusing
@@ -253,16 +254,16 @@ class Inference(Generic[ParamsT]):
     async def ModelInfer(self, unread: Unread, context: Any) -> Any:
         """Answer, tensors for tensors."""
         headers = [as_header(*entry) for entry in context.invocation_metadata()]
-        await self.authorizer.authorize(headers, "POST", f"/{SERVICE}/ModelInfer")
-        self.core.worker.admit()
+        await self.service.authorizer.authorize(headers, "POST", f"/{SERVICE}/ModelInfer")
+        self.service.worker.admit()
         with Share() as share:
             size = len(unread.body)
             share.take(size)
             work = await one_at_a_time(size, partial(self._prepare, unread))
             share.take(work.size)
-            found = await self.core.worker.run(work.job, gone=partial(is_gone, context))
+            found = await self.service.worker.run(work.job, partial(is_gone, context))
         response = self.messages.ModelInferResponse(
-            model_name=self.signature.name, model_version=VERSION, id=work.id
+            model_name=NAME, model_version=VERSION, id=work.id
         )
         for answer in found:
             tensor = response.outputs.add(
@@ -277,7 +278,7 @@ class Inference(Generic[ParamsT]):
         return response
 
     def _prepare(self, unread: Unread) -> "Work":
-        request = unread.read(self.core.read.max_bytes, self.signature.max_elements)
+        request = unread.read(MAX_UPLOAD_BYTES, self.signature.max_elements)
         self.signature.check(request.model_name, request.model_version)
         tensors = read_tensors(request.inputs, request.raw_input_contents)
         columns = self.signature.wanted([output.name for output in request.outputs], tensors)
@@ -336,10 +337,10 @@ def as_header(name: str, value: str | bytes) -> tuple[bytes, bytes]:
     return name.encode(), value.encode() if isinstance(value, str) else value
 
 
-def is_ready(core: Core[Any]) -> bool:
+def is_ready(service: "Service[Any]") -> bool:
     """Tell whether a request would be served."""
     try:
-        core.worker.check()
+        service.worker.check()
     except (NotReady, Busy):
         return False
     return True
@@ -353,9 +354,9 @@ async def is_gone(context: Any) -> bool:
 class Health:
     """gRPC's health checking protocol, as Kubernetes' probes and load balancers speak it."""
 
-    def __init__(self, core: Core[Any], messages: Any, codes: Any) -> None:
-        """Take the core, and what the protocol's messages and gRPC's statuses are made of."""
-        self.core = core
+    def __init__(self, service: "Service[Any]", messages: Any, codes: Any) -> None:
+        """Take the service, and what the protocol's messages and gRPC's statuses are made of."""
+        self.service = service
         self.messages = messages
         self.codes = codes
         self.stopping = asyncio.Event()
@@ -364,7 +365,7 @@ class Health:
         statuses = self.messages.HealthCheckResponse
         if service not in {"", SERVICE}:
             return statuses.SERVICE_UNKNOWN
-        return statuses.SERVING if is_ready(self.core) else statuses.NOT_SERVING
+        return statuses.SERVING if is_ready(self.service) else statuses.NOT_SERVING
 
     async def Check(self, request: Any, context: Any) -> Any:
         """Tell the status now."""
@@ -386,50 +387,49 @@ class Health:
 
 
 @asynccontextmanager
-async def serve_grpc(core: Core[Any], authorizer: Authorizer) -> AsyncIterator[None]:
+async def serve_grpc(service: "Service[Any]") -> AsyncIterator[None]:
     """Serve on GRPC_PORT, until all calls have ended."""
-    core.worker.starting.add("gRPC")
-    starting = asyncio.create_task(start(core, authorizer))
+    service.worker.starting.add("gRPC")
+    starting = asyncio.create_task(start(service))
     yield
     if stop := await starting:
         await stop()
 
 
-async def start(core: Core[Any], authorizer: Authorizer) -> Callable[[], Awaitable[None]] | None:
+async def start(service: "Service[Any]") -> Callable[[], Awaitable[None]] | None:
     """Start the server, and return what stops it; a server that cannot start ends the process."""
     try:
         protocol = await run_in_threadpool(load)
         codes = {code.name: code for code in protocol.grpc.StatusCode}
-        bounds = core.worker.bounds
         tolerant = type("TolerantInterceptor", (Tolerant, protocol.grpc.aio.ServerInterceptor), {})
         server = protocol.grpc.aio.server(
             interceptors=[tolerant()],
             options=[
-                ("grpc.max_receive_message_length", core.read.max_bytes + OVERHEAD),
-                ("grpc.so_reuseport", int(WORKERS > 1)),
+                ("grpc.max_receive_message_length", MAX_UPLOAD_BYTES + OVERHEAD),
+                ("grpc.so_reuseport", int(settings.workers > 1)),
             ],
-            maximum_concurrent_rpcs=bounds.max_queue + bounds.max_batch + MORE_CALLS,
+            maximum_concurrent_rpcs=settings.max_queue_size + settings.max_batch_size + MORE_CALLS,
         )
-        inference = Inference(core, authorizer, protocol.messages, codes)
+        inference = Inference(service, protocol.messages, codes)
         protocol.services.add_GRPCInferenceServiceServicer_to_server(inference, server)
         # With the methods that the protocol gained later, which say that they are not there.
         complete = type("CompleteHealth", (Health, protocol.health_services.HealthServicer), {})
-        watch: Health = complete(core, protocol.health_messages, codes)
+        watch: Health = complete(service, protocol.health_messages, codes)
         protocol.health_services.add_HealthServicer_to_server(watch, server)
         names = (SERVICE, HEALTH, protocol.reflection.SERVICE_NAME)
         protocol.reflection.enable_server_reflection(names, server)
-        server.add_insecure_port(f"0.0.0.0:{GRPC_PORT}")
+        server.add_insecure_port(f"0.0.0.0:{settings.grpc_port}")
         await server.start()
     except Exception:
-        logger.critical("gRPC cannot be served on GRPC_PORT=%d", GRPC_PORT, exc_info=True)
-        core.worker.fail()
+        logger.critical("gRPC cannot be served on GRPC_PORT=%d", settings.grpc_port, exc_info=True)
+        service.worker.fail()
         return None
-    core.worker.starting.remove("gRPC")
-    logger.info("gRPC on port %d", GRPC_PORT)
+    service.worker.starting.remove("gRPC")
+    logger.info("gRPC on port %d", settings.grpc_port)
 
     async def stop() -> None:
         watch.stopping.set()
-        await server.stop(grace=bounds.timeout)
+        await server.stop(grace=settings.infer_timeout_seconds)
 
     return stop
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json, to_json
 from starlette.concurrency import run_in_threadpool
 
-from serving.contracts.core import ANYTHING, Core
+from serving.contracts.documents import ANYTHING
 from serving.contracts.oip.tensors import (
     Answer,
     Column,
@@ -28,20 +28,18 @@ from serving.contracts.oip.tensors import (
     check_json,
     describe_column,
 )
-from serving.inputs import Input, decode
-from serving.limits import (
-    RESPONSES,
-    BadInput,
-    Refusal,
-    Share,
-    TooLarge,
-    UnsupportedType,
-    field_errors,
-    inline_refs,
-)
-from serving.requests import ParamsT, Reader, Upload
-from serving.worker import Job
+from serving.errors import RESPONSES, BadInput, ServiceError, TooLarge, UnsupportedType
+from serving.inputs import Input, ParamsT
+from serving.limits import MAX_UPLOAD_BYTES, ModelRoute, Share
+from serving.requests import ParsedRequest, RequestParser
+from serving.runner import Job
+from serving.schemas import field_errors, inline_refs
 
+if TYPE_CHECKING:
+    from serving.service import Service
+
+NAME = "my-model-server"
+SERVER_VERSION = "0.1.0"
 VERSION = "1"  # of the model; the protocol wants one
 PLATFORM = "custom"
 EXTENSIONS = ["binary_tensor_data"]
@@ -51,6 +49,7 @@ LARGE = 64 * 1024  # bytes from which on a body is no business of the event loop
 SMALL = 1024  # bytes that are not worth to be compressed
 STEP = 1024 * 1024  # bytes of a body that are unpacked before they are counted
 MAX_TENSORS = 1000
+MAX_SENTENCE = 1000  # characters of an error
 # What an element of a field takes of MAX_UPLOAD_MB, however short it comes: a number in a list of
 # Python's takes as much.
 ELEMENT_BYTES = 32
@@ -62,14 +61,14 @@ RESERVED = {"binary_data_output", "sequence_id", "sequence_start", "sequence_end
 RESERVED |= {"timeout", "headers", "content_type"}
 
 Parameters = dict[str, Any]
-Refused = Refusal | RequestValidationError
+Failure = ServiceError | RequestValidationError
 T = TypeVar("T")
 
 
-class UnknownModel(Refusal):
+class UnknownModel(ServiceError):
     """A name or version that is not served here."""
 
-    status, reason = 404, f"There is no such model: ask for my-model-server, version {VERSION}."
+    status, message = 404, f"There is no such model: ask for {NAME}, version {VERSION}."
 
 
 class ServerMetadata(BaseModel):
@@ -182,7 +181,7 @@ BODY = {
 class Question(Generic[ParamsT]):
     """A request's inputs, checked as far as that takes no memory; isolation sends it on."""
 
-    read: Reader[ParamsT]
+    parse: RequestParser[ParamsT]
     columns: Sequence[Column]
     tensors: Sequence[Tensor]  # compact, one for each column
     rest: bytes  # the other fields, as JSON
@@ -208,12 +207,11 @@ class Question(Generic[ParamsT]):
 
     def check(self) -> Callable[[], list[Input[ParamsT]]]:
         """Return what decodes it. Raises BadInput and RequestValidationError."""
-        return partial(decode, self.upload())
+        return self.parsed().decode
 
-    def upload(self) -> Upload[ParamsT]:
+    def parsed(self) -> ParsedRequest[ParamsT]:
         """Return what its fields make. Raises BadInput and RequestValidationError."""
-        document = ANYTHING.dump_json(self.fields())
-        return self.read.check(document)
+        return self.parse.check(ANYTHING.dump_json(self.fields()))
 
     def decode(self) -> list[Input[ParamsT]]:
         """Check and decode it, on the model's thread: of the large ones, one at a time."""
@@ -226,24 +224,23 @@ class Question(Generic[ParamsT]):
 class Signature(Generic[ParamsT]):
     """The tensors that the model takes and gives."""
 
-    def __init__(self, core: Core[ParamsT]) -> None:
+    def __init__(self, parse: RequestParser[ParamsT], output: type[BaseModel]) -> None:
         """Derive them from `Params` and `Output`."""
-        self.core = core
-        self.name = core.name
-        self.max_elements = core.read.max_bytes // ELEMENT_BYTES
-        self.params = columns(core.read.params, in_rows=False, output=False)
+        self.parse = parse
+        self.max_elements = MAX_UPLOAD_BYTES // ELEMENT_BYTES
+        self.params = columns(parse.params, in_rows=False, output=False)
         self.inputs = self.params
-        self.outputs = columns(core.output, in_rows=False, output=True)
+        self.outputs = columns(output, in_rows=False, output=True)
 
     def check(self, name: str, version: str | None) -> None:
         """Raise UnknownModel where another model, or another version, is meant."""
-        if name != self.name or version not in (None, "", VERSION):
+        if name != NAME or version not in (None, "", VERSION):
             raise UnknownModel
 
     def metadata(self) -> ModelMetadata:
         """Tell what the model takes and gives."""
         return ModelMetadata(
-            name=self.name,
+            name=NAME,
             versions=[VERSION],
             platform=PLATFORM,
             inputs=[TensorMetadata(**column.metadata) for column in self.inputs],
@@ -264,7 +261,7 @@ class Signature(Generic[ParamsT]):
         most = self.max_elements
         taken = [fields[name].check(tensor, most) for name, tensor in given.items()]
         columns = [fields[name] for name in given]
-        return Question(self.core.read, columns, taken, rest)
+        return Question(self.parse, columns, taken, rest)
 
     def wanted(self, names: Sequence[str], tensors: Sequence[Tensor]) -> list[Column]:
         """Return the outputs of these names, or all where there are none.
@@ -343,9 +340,7 @@ def without_data(document: Any) -> tuple[Any, list[Any]]:
     return document, [item.pop("data", None) if isinstance(item, dict) else None for item in given]
 
 
-def parse(
-    body: bytes, header_length: str | None, max_bytes: int
-) -> tuple[InferRequest, list[Tensor]]:
+def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, list[Tensor]]:
     """Return a request and its tensors. Raises BadInput, TooLarge and RequestValidationError."""
     end = len(body)
     if header_length is not None:
@@ -353,7 +348,7 @@ def parse(
             raise BadInput(f"{HEADER_LENGTH} is {header_length}: no length of this body's JSON.")
         end = int(header_length)
     head = body[:end]
-    most = max_bytes // ELEMENT_BYTES
+    most = MAX_UPLOAD_BYTES // ELEMENT_BYTES
     check_json(head, most)
     try:
         document, data = without_data(from_json(head))
@@ -381,7 +376,7 @@ def parse(
     return request, tensors
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request) -> bytes:
     """Return a request's body as it was before it was compressed.
 
     Raises UnsupportedType, TooLarge, TooManyBytes and BadInput.
@@ -390,15 +385,15 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     body = b"".join([chunk async for chunk in request.stream()])
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding in {"gzip", "deflate"}:
-        return await decompress(body, encoding, max_bytes, request.state.share)
+        return await decompress(body, encoding, request.state.share)
     if encoding not in {"", "identity"}:
         raise UnsupportedType("Compress with gzip or deflate, or not at all.")
-    if len(body) > max_bytes:
+    if len(body) > MAX_UPLOAD_BYTES:
         raise TooLarge
     return body
 
 
-async def decompress(body: bytes, encoding: str, max_bytes: int, share: Share) -> bytes:
+async def decompress(body: bytes, encoding: str, share: Share) -> bytes:
     """Return a body as it was before it was compressed, and count it as it grows.
 
     Raises TooLarge, TooManyBytes and BadInput.
@@ -413,7 +408,7 @@ async def decompress(body: bytes, encoding: str, max_bytes: int, share: Share) -
             raise BadInput(f"The body is no {encoding}: {error}.") from error
         pieces.append(piece)
         size += len(piece)
-        if size > max_bytes:
+        if size > MAX_UPLOAD_BYTES:
             raise TooLarge
         if len(piece) < step and not inflate.eof:
             raise BadInput(f"The body is no {encoding}: it ends too early.")
@@ -436,7 +431,7 @@ def prepare(
     signature: Signature[ParamsT], header_length: str | None, body: bytes
 ) -> tuple[Job[Reply], int]:
     """Return a request's work, and its size in bytes. Raises what it is refused with."""
-    asked, tensors = parse(body, header_length, signature.core.read.max_bytes)
+    asked, tensors = parse(body, header_length)
     names = [output.name for output in asked.outputs]
     columns = signature.wanted(names, tensors)
     binary = dict.fromkeys([x.name for x in columns], asked.parameters.get("binary_data_output"))
@@ -445,7 +440,7 @@ def prepare(
         for output in asked.outputs
         if "binary_data" in output.parameters
     }
-    head: Parameters = {"model_name": signature.name, "model_version": VERSION}
+    head: Parameters = {"model_name": NAME, "model_version": VERSION}
     if asked.id is not None:
         head["id"] = asked.id
     flags = [binary[column.name] is True for column in columns]
@@ -455,7 +450,7 @@ def prepare(
 
 async def read_job(signature: Signature[ParamsT], request: Request) -> Job[Reply]:
     """Return a request's work. Raises what it is refused with."""
-    body = await read_body(request, signature.core.read.max_bytes)
+    body = await read_body(request)
     header_length = request.headers.get(HEADER_LENGTH)
     function = partial(prepare, signature, header_length, body)
     job, size = await one_at_a_time(len(body), function)
@@ -472,18 +467,18 @@ async def one_at_a_time(size: int, function: Callable[[], T]) -> T:
     return result(found)
 
 
-def settle(function: Callable[[], T]) -> T | Refused:
+def settle(function: Callable[[], T]) -> T | Failure:
     """Return what a function returns, or what refuses a request, without all that the call held."""
     try:
         return function()
-    except (Refusal, RequestValidationError) as error:
+    except (ServiceError, RequestValidationError) as error:
         error.__cause__ = error.__context__ = None
         return error.with_traceback(None)
 
 
-def result(found: T | Refused) -> T:
+def result(found: T | Failure) -> T:
     """Return what was settled, or raise it."""
-    if not isinstance(found, Refusal | RequestValidationError):
+    if not isinstance(found, ServiceError | RequestValidationError):
         return found
     try:
         raise found
@@ -496,10 +491,33 @@ async def off_the_loop(size: int, function: Callable[[], T]) -> T:
     return await run_in_threadpool(function) if size > LARGE else function()
 
 
-def create_router(core: Core[ParamsT]) -> APIRouter:
+class Route(ModelRoute):
+    """A route of the protocol, which has its own form of errors."""
+
+    @staticmethod
+    def error_form(
+        error: Exception, status: int, body: dict[str, Any]
+    ) -> tuple[int, dict[str, Any]]:
+        """Return status and body as the protocol has them: it knows no 422."""
+        is_invalid = isinstance(error, RequestValidationError)
+        return 400 if is_invalid else status, {"error": as_sentence(body)}
+
+
+def as_sentence(body: dict[str, Any]) -> str:
+    """Return an error's body as one sentence."""
+    detail = body["detail"]
+    if isinstance(detail, list):
+        wrong = [(".".join(map(str, item["loc"][1:])), item["msg"]) for item in detail]
+        detail = "; ".join(f"{name}: {message}" if name else message for name, message in wrong)
+    elif "error_id" in body:
+        detail += f" Error id: {body['error_id']}."
+    return str(detail)[:MAX_SENTENCE]
+
+
+def create_router(service: "Service[ParamsT]") -> APIRouter:
     """Return the protocol's routes."""
-    router = APIRouter(tags=["Open Inference Protocol"], responses=ERRORS)
-    signature = Signature(core)
+    router = APIRouter(tags=["Open Inference Protocol"], responses=ERRORS, route_class=Route)
+    signature = Signature(service.parse, service.output)
     infer: Parameters = {
         "response_model": InferResponse,
         "responses": INFER_ERRORS,
@@ -510,7 +528,7 @@ def create_router(core: Core[ParamsT]) -> APIRouter:
     @router.get("/v2/", include_in_schema=False)
     async def server_metadata() -> ServerMetadata:
         """Tell what the server can do."""
-        return ServerMetadata(name=core.name, version=core.version, extensions=EXTENSIONS)
+        return ServerMetadata(name=NAME, version=SERVER_VERSION, extensions=EXTENSIONS)
 
     @router.get("/v2/health/live")
     async def server_live() -> dict[str, bool]:
@@ -520,7 +538,7 @@ def create_router(core: Core[ParamsT]) -> APIRouter:
     @router.get("/v2/health/ready")
     async def server_ready() -> dict[str, bool]:
         """Readiness, as `GET /ready`."""
-        core.worker.check()
+        service.worker.check()
         return {"ready": True}
 
     @router.get("/v2/models/{name}", response_model_exclude_none=True)
@@ -539,7 +557,7 @@ def create_router(core: Core[ParamsT]) -> APIRouter:
     async def model_ready(name: str, version: str | None = None) -> ModelReady:
         """Readiness, as `GET /ready`."""
         signature.check(name, version)
-        core.worker.check()
+        service.worker.check()
         return ModelReady(name=name, ready=True)
 
     @router.post("/v2/models/{name}/infer", **infer)
@@ -550,10 +568,9 @@ def create_router(core: Core[ParamsT]) -> APIRouter:
     )
     async def model_infer(name: str, request: Request, version: str | None = None) -> Response:
         """Answer, tensors for tensors."""
-        core.worker.admit()
         signature.check(name, version)
         job = await read_job(signature, request)
-        reply = await core.worker.run(job, gone=request.state.is_disconnected)
+        reply = await service.worker.run(job, request.state.is_disconnected)
         headers = {}
         if reply.header_length is not None:
             headers[HEADER_LENGTH] = str(reply.header_length)

@@ -16,7 +16,7 @@ import numpy as np
 from fastapi.exceptions import RequestValidationError
 from pydantic_core import from_json, to_json
 
-from serving.limits import BadInput, TooLarge
+from serving.errors import BadInput, TooLarge
 
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",

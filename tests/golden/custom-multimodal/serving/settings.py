@@ -1,0 +1,88 @@
+"""All that can be tuned: each field is the environment variable of its name, in capitals."""
+
+import sys
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def split(value: Any) -> Any:
+    """Return the items of a list that is written with commas."""
+    if not isinstance(value, str):
+        return value
+    return [item for item in map(str.strip, value.split(",")) if item]
+
+
+def upper(value: Any) -> Any:
+    """Return a name in capitals."""
+    return value.upper() if isinstance(value, str) else value
+
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Settings(BaseSettings):
+    """The variables, their defaults, and what each is for. REFERENCE.md has them as a table."""
+
+    model_config = SettingsConfigDict(use_attribute_docstrings=True, env_ignore_empty=True)
+
+    port: Port = 8000
+    """Port to listen on."""
+    device: Literal["cuda", "mps", "cpu"] | None = None
+    """Device to use, taken as it stands; by default the best there is."""
+    max_upload_mb: PositiveInt = 20
+    """Larger bodies are 413."""
+    max_bodies_mb: PositiveInt = 512
+    """What the bodies of all requests may take at once; above it requests are 503."""
+    max_queue_size: PositiveInt = 64
+    """Requests that may wait for the model; more are 503."""
+    infer_timeout_seconds: PositiveInt = 60
+    """Slower answers are 504."""
+    infer_hang_seconds: PositiveInt = 300
+    """A call that runs longer ends the process, for the container to restart."""
+    request_timeout_seconds: PositiveInt = 30
+    """Bodies that take longer to arrive are 408."""
+    drain_seconds: NonNegativeInt = 0
+    """After SIGTERM, seconds in which /ready is 503 and requests are still answered."""
+    stop_seconds: PositiveInt | None = None
+    """After SIGTERM, seconds until what is left is cut off; by default, what a request may take."""
+    http_parser: Literal["httptools", "h11"] = "httptools"
+    """h11 is slower, and reads bodies of requests that offer an upgrade, as Java's client does."""
+    max_pixels: PositiveInt = 50_000_000
+    """Larger pictures are 400."""
+    num_threads: Annotated[
+        PositiveInt | None, Field(validation_alias=AliasChoices("NUM_THREADS", "OMP_NUM_THREADS"))
+    ] = None
+    """Threads of the frameworks; by default the container's CPUs."""
+    warmup: bool = True
+    """Answer EXAMPLE before /ready is 200."""
+    cors_origins: Annotated[list[str], NoDecode, BeforeValidator(split)] = ["*"]
+    """Origins that browsers may call from, separated by commas."""
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(upper)
+    ] = "INFO"
+    """What is logged."""
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(str.lower)] = "text"
+    """`json` is one object per line."""
+
+
+def read_settings() -> Settings:
+    """Return what the environment says; a wrong value ends the start with one line."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        name = str(wrong["loc"][0]).upper()
+        rule = wrong["msg"].removeprefix("Input should be ").partition(", unable")[0]
+        sys.exit(f"{name} must be {rule}; not {wrong['input']!r}")
+
+
+settings = read_settings()
