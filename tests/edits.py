@@ -325,7 +325,7 @@ def change_settings(project: Path) -> None:
 
 
 def edit_the_machinery(project: Path) -> None:
-    """Log more in serving/worker.py, and say something else in serving/limits.py."""
+    """Log more in serving/worker.py, and say something else in serving/errors.py."""
     change(
         project / "serving" / "worker.py",
         "                call.started = time.monotonic()\n",
@@ -333,13 +333,13 @@ def edit_the_machinery(project: Path) -> None:
         '            logger.debug("A call starts; %d wait", len(self.waiting))\n',
     )
     append(
-        project / "serving" / "limits.py",
+        project / "serving" / "errors.py",
         '''
 
 class TooBlurred(BadInput):
     """A picture that nobody could read."""
 
-    reason = "The picture is blurred."
+    message = "The picture is blurred."
 ''',
     )
 
