@@ -362,11 +362,7 @@ def unseen(variant: Variant) -> set[str]:
         numbers |= {58, 59, 60}
     if variant.input_kind == "json":
         numbers.add(52)
-    if not (
-        "streaming" in variant.features
-        and variant.input_kind == "json"
-        and variant.model_type == "ggml"
-    ):
+    if "streaming" not in variant.features:
         numbers.add(61)
     others = dict(variant.others)
     contracts = set(others["contracts"])
