@@ -112,7 +112,7 @@ class ValidationBody(BaseModel):
 
 
 class InternalErrorBody(ErrorBody):
-    """Body of a 500: the id stands in the service's log, beside the traceback."""
+    """Body of a 500: the id is in the service's log, beside the traceback."""
 
     error_id: str
 

@@ -107,8 +107,7 @@ class Worker:
             raise NotReady(f"Starting: {', '.join(self.starting)}.")
         if self._is_overdue():
             raise NotReady("The model hangs in a call that is past its deadline.")
-        if self.is_full:
-            raise Busy
+        self.admit()
 
     def admit(self) -> None:
         """Raise Busy where there is no place for another request."""
@@ -149,6 +148,8 @@ class Worker:
 
     def _withdraw(self, call: Call) -> None:
         """Take a call back, if it still waits."""
+        if call.started:  # most calls: so the queue is neither locked nor searched for them
+            return
         with self._changed:
             if call in self.waiting:
                 self.waiting.remove(call)
