@@ -420,8 +420,10 @@ async def start(service: "Service[Any]") -> Callable[[], Awaitable[None]] | None
         protocol.reflection.enable_server_reflection(names, server)
         server.add_insecure_port(f"0.0.0.0:{settings.grpc_port}")
         await server.start()
-    except Exception:
-        logger.critical("gRPC cannot be served on GRPC_PORT=%d", settings.grpc_port, exc_info=True)
+    except Exception as error:
+        trace = not isinstance(error, RuntimeError)  # which a port that is taken raises
+        text = "gRPC cannot be served on GRPC_PORT=%d: %s"
+        logger.critical(text, settings.grpc_port, error, exc_info=trace)
         service.worker.fail()
         return None
     service.worker.starting.remove("gRPC")
