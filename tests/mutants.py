@@ -157,7 +157,11 @@ MUTANTS = [
         (INFERENCE, 'os.getenv("MODEL_NAME", "nearest-color")', '"nearest-color"'),
     ),
     mutant(16, "fixed-limit", (LIMITS, "settings.max_upload_mb", "1")),
-    mutant(17, "fixed-timeout", (WORKER, "timeout(settings.infer_timeout_seconds)", "timeout(1)")),
+    mutant(
+        17,
+        "fixed-timeout",
+        (WORKER, "call_later(settings.infer_timeout_seconds", "call_later(1"),
+    ),
     mutant(18, "fixed-level", (LOGS, "level=settings.log_level", 'level="INFO"')),
     mutant(18, "server-logs-by-itself", (SERVER, "log_config=None", 'log_level="info"')),
     mutant(
@@ -221,9 +225,7 @@ MUTANTS = [
     ),
     mutant(25, "empty-is-unreadable", (REQUESTS, "if not all(files):", "if False:")),
     mutant(26, "declared-size-not-asked", (LIMITS, "int(declared) > MAX_BODY_BYTES", "False")),
-    mutant(
-        26, "body-not-counted", (LIMITS, "if self._share.held + size > MAX_BODY_BYTES", "if False")
-    ),
+    mutant(26, "body-not-counted", (LIMITS, "if self.held + size > MAX_BODY_BYTES", "if False")),
     mutant(
         26,
         "files-not-measured",
@@ -250,14 +252,14 @@ MUTANTS = [
         "on-the-event-loop",
         (
             SERVICE,
-            "await self.worker.run(job, request.state.is_disconnected)",
+            "await self.worker.run(job, request.state.body.is_disconnected)",
             "self.runner.answer([job])[0]",
         ),
     ),
     mutant(
         29,
         "no-deadline",
-        (WORKER, "timeout(settings.infer_timeout_seconds)", "timeout(3600)"),
+        (WORKER, "call_later(settings.infer_timeout_seconds", "call_later(3600"),
     ),
     mutant(29, "other-status", (ERRORS, 'message = 504, "Inf', 'message = 500, "Inf')),
     mutant(
@@ -330,8 +332,12 @@ MUTANTS = [
         "timeouts-mixed-up",
         (
             WORKER,
-            "if limit.expired():",
-            "if True:",
+            "elif isinstance(answer, Exception):",
+            (
+                "elif isinstance(answer, TimeoutError):\n"
+                "            self.future.set_exception(DeadlineExceeded())\n"
+                "        elif isinstance(answer, Exception):"
+            ),
         ),
     ),
     mutant(
@@ -390,7 +396,7 @@ MUTANTS = [
     mutant(
         48,
         "body-read-first",
-        (LIMITS, "if self.worker.is_full and", "if False and"),
+        (LIMITS, "may_reject = self.worker.is_full and", "may_reject = False and"),
     ),
     mutant(49, "hangs-on", (WORKER, "> limit and not self.failed:", "> limit and False:")),
     mutant(49, "ends-as-if-all-were-well", (WORKER, "        self.failed = True\n", "")),
@@ -675,7 +681,7 @@ MUTANTS = [
     mutant(
         66,
         "body-read-first",
-        (LIMITS, "if self.worker.is_full and", "if False and"),
+        (LIMITS, "may_reject = self.worker.is_full and", "may_reject = False and"),
         **SPEAKS_MODEL_ENGINE,
     ),
     mutant(

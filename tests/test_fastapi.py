@@ -190,7 +190,7 @@ def checking_keys(folder: Path, old: str, new: str) -> Iterator[tuple[Live, Path
     main = project / "main.py"
     needs(project, "from typing import Annotated", "from fastapi import Depends, Header")
     needs(project, "from fastapi import HTTPException")
-    change(main, "app = FastAPI(\n", CHECK_KEY + "app = FastAPI(\n")
+    change(main, "model_router = ", CHECK_KEY + "model_router = ")
     change(main, old, new)
     with live(project, python(), folder / "log") as service:
         service.client.headers.update(KEY)
@@ -227,10 +227,28 @@ def test_dependency_of_the_app(tmp_path: Path) -> None:
         assert 'http_requests_total{method="POST",route="/infer",status="401"} 1.0' in metrics
 
 
-def test_dependency_of_the_route(tmp_path: Path) -> None:
-    """A dependency of the route guards the route, and is in its document."""
-    old = '@model_router.post(\n    "/infer",\n'
-    with checking_keys(tmp_path, old, old + "    dependencies=[Depends(check_key)],\n") as found:
+ROUTE = '@model_router.post(\n    "/infer",\n'
+ROUTER = "APIRouter(route_class=ModelRoute"
+INCLUDED = "app.include_router(model_router"
+NEEDS_KEY = "dependencies=[Depends(check_key)]"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (ROUTE, f"{ROUTE}    {NEEDS_KEY},\n"),
+        (ROUTER, f"{ROUTER}, {NEEDS_KEY}"),
+        (INCLUDED, f"{INCLUDED}, {NEEDS_KEY}"),
+        (f"{INCLUDED})\n", f"outer = APIRouter({NEEDS_KEY})\n"),
+        (INCLUDED, f"{INCLUDED}, prefix='/open')\n{INCLUDED}, {NEEDS_KEY}"),
+    ],
+    ids=["route", "router", "included router", "router around it", "one of two"],
+)
+def test_dependency_of_the_route(old: str, new: str, tmp_path: Path) -> None:
+    """A dependency of the route, or of a router it is in, guards it, and is in its document."""
+    if new.startswith("outer"):
+        new += "outer.include_router(model_router)\napp.include_router(outer)\n"
+    with checking_keys(tmp_path, old, new) as found:
         service, _ = found
         refused = httpx.post(f"{service.url}/infer", json=DOCUMENT)
         assert (refused.status_code, refused.json()) == (401, {"detail": "Send the key."})
@@ -238,6 +256,28 @@ def test_dependency_of_the_route(tmp_path: Path) -> None:
         assert doubled(httpx.post(f"{service.url}/predict", json=DOCUMENT)) == 42
         operation = service.client.get("/openapi.json").json()["paths"]["/infer"]["post"]
         assert [parameter["name"] for parameter in operation["parameters"]] == ["x-key"]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "answer"),
+    [
+        ("async def thrice(request: Request) -> dict[str, int]:", "{'tripled': 63}"),
+        ("async def thrice(request: Request):", "{'tripled': 63}"),
+        ("def thrice(request: Request) -> Response:", "Response('{\"tripled\": 63}')"),
+        ("async def thrice(tripled: int = 63) -> dict[str, int]:", "{'tripled': tripled}"),
+        ("async def thrice() -> dict[str, int]:", "{'tripled': 63}"),
+        ("async def thrice(request: 'Request') -> 'Response':", "Response('{\"tripled\": 63}')"),
+        ("async def thrice(*, r: Request) -> JSONResponse:", "JSONResponse({'tripled': 63})"),
+    ],
+)
+def test_other_endpoints(endpoint: str, answer: str, tmp_path: Path) -> None:
+    """Whatever an endpoint of the model's router takes and returns is as FastAPI has it."""
+    project = make(tmp_path / "service")
+    needs(project, "from fastapi.responses import JSONResponse")
+    code = f'@model_router.post("/thrice")\n{endpoint}\n    return {answer}\n'
+    add_to_main(project, f"\n\n{code}")
+    with live(project, python(), tmp_path / "log") as service:
+        assert service.ready().post("/thrice").raise_for_status().json() == {"tripled": 63}
 
 
 def test_parameters_of_the_route(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from serving.auth import Authorizer, check_settings, install_auth
 from serving.batching import BatchingRunner, BatchingWorker
 from serving.contracts.oip.grpc_server import serve_grpc
 from serving.errors import handle
-from serving.inputs import Input, ParamsT
+from serving.inputs import ParamsT
 from serving.isolation import IsolatedWorker, ModelProcess
 from serving.limits import Admission, BodyLimit
 from serving.metrics import MeasuredWorker
@@ -63,7 +63,7 @@ class Service(Generic[ParamsT]):
         self.parse = parse
         self.output = output
         self.streams = issubclass(model, Streams)
-        warmup = Job(partial(decode_example, parse, example), encode)
+        warmup = Job(partial(parse.decode_example, example), encode)
         self.runner = ModelProcess(ModelRunner(model, name, warmup))
         self.worker = ModelWorker(self.runner)
         self.authorizer = Authorizer()
@@ -92,7 +92,7 @@ class Service(Generic[ParamsT]):
         """
         parsed = await parse(request)
         job = Job(parsed.decode, encode)
-        body = await self.worker.run(job, request.state.is_disconnected)
+        body = await self.worker.run(job, request.state.body.is_disconnected)
         return Response(body, media_type="application/json")
 
     async def stream(
@@ -101,7 +101,7 @@ class Service(Generic[ParamsT]):
         """Answer a request in parts, as the model has them. Raises as `answer` does."""
         parsed = await parse(request)
         job = Job(parsed.decode, encode)
-        return await event_stream(self.worker.stream(job, request.state.is_disconnected), request)
+        return await event_stream(self.worker.stream(job, request.state.body.is_disconnected), request)
 
     def install(self, app: FastAPI) -> None:
         """Put the limits around an app, from the inside out; whatever else it has is inside."""
@@ -123,13 +123,6 @@ class Service(Generic[ParamsT]):
         check_settings()
         self.worker.is_served = True
         serve(app, self.worker)
-
-
-def decode_example(
-    parse: RequestParser[ParamsT], example: Mapping[str, Any]
-) -> list[Input[ParamsT]]:
-    """Return what the model takes of an example. Raises CannotLoad where it does not fit."""
-    return parse.example(example).decode()
 
 
 def encode(outputs: list[Any]) -> bytes:

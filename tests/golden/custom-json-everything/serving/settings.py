@@ -21,11 +21,6 @@ def split(value: Any) -> Any:
     return [item for item in map(str.strip, value.split(",")) if item]
 
 
-def upper(value: Any) -> Any:
-    """Return a name in capitals."""
-    return value.upper() if isinstance(value, str) else value
-
-
 Port = Annotated[int, Field(ge=0, le=65535)]
 SERVED = sys.argv[1:] == ["serve"]  # with this argument SageMaker runs an image
 
@@ -91,7 +86,7 @@ class Settings(BaseSettings):
     cors_origins: Annotated[list[str], NoDecode, BeforeValidator(split)] = ["*"]
     """Origins that browsers may call from, separated by commas."""
     log_level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(upper)
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)
     ] = "INFO"
     """What is logged."""
     log_format: Annotated[Literal["text", "json"], BeforeValidator(str.lower)] = "text"

@@ -95,8 +95,8 @@ class RequestParser(Generic[ParamsT]):
             raise RequestValidationError(errors)
         return params
 
-    def example(self, example: Mapping[str, Any]) -> ParsedRequest[ParamsT]:
-        """Return the request that these form fields make; files lie beside main.py.
+    def decode_example(self, example: Mapping[str, Any]) -> list[Input[ParamsT]]:
+        """Return what the model takes of these form fields; files lie beside main.py.
 
         Raises CannotLoad where there is no such field.
         """
@@ -105,7 +105,7 @@ class RequestParser(Generic[ParamsT]):
         names = example[self.field] if self.decoder.several else [example[self.field]]
         fields = {name: value for name, value in example.items() if name != self.field}
         files = [(ROOT / name).read_bytes() for name in names]
-        return ParsedRequest(files, self.params(**fields), self.decoder)
+        return self.decoder.decode(files, self.params(**fields))
 
     def openapi(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """Describe the form and the raw body for the OpenAPI document."""

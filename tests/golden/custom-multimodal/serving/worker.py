@@ -121,14 +121,11 @@ class Worker:
         after INFER_TIMEOUT_SECONDS, OutOfMemory, and else what the job raised.
         """
         call = self._enqueue(Call, job, is_disconnected)
+        timer = self._loop.call_later(settings.infer_timeout_seconds, self._expire, call)
         try:
-            async with asyncio.timeout(settings.infer_timeout_seconds) as limit:
-                answer: T = await call.future
-        except TimeoutError:
-            if limit.expired():  # else it is the model's own
-                raise DeadlineExceeded from None
-            raise
+            answer: T = await call.future
         finally:
+            timer.cancel()
             self._withdraw(call)
             del call  # else an error and its traceback would hold each other, and the request
         return answer
@@ -145,6 +142,11 @@ class Worker:
             self.waiting.append(call)
             self._changed.notify()
         return call
+
+    def _expire(self, call: Call) -> None:
+        """Answer for a call that is past its deadline."""
+        if not call.future.done():
+            call.future.set_exception(DeadlineExceeded())
 
     def _withdraw(self, call: Call) -> None:
         """Take a call back, if it still waits."""

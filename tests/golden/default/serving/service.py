@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from serving.errors import handle
-from serving.inputs import Input, ParamsT
+from serving.inputs import ParamsT
 from serving.limits import Admission, BodyLimit
 from serving.metrics import MeasuredWorker
 from serving.observability import install_observability
@@ -42,7 +42,7 @@ class Service(Generic[ParamsT]):
         """
         self.parse = parse
         self.output = output
-        warmup = Job(partial(decode_example, parse, example), encode)
+        warmup = Job(partial(parse.decode_example, example), encode)
         self.runner = Runner(model, name, warmup)
         self.worker = MeasuredWorker(self.runner)
 
@@ -69,7 +69,7 @@ class Service(Generic[ParamsT]):
         """
         parsed = await parse(request)
         job = Job(parsed.decode, encode)
-        body = await self.worker.run(job, request.state.is_disconnected)
+        body = await self.worker.run(job, request.state.body.is_disconnected)
         return Response(body, media_type="application/json")
 
     def install(self, app: FastAPI) -> None:
@@ -90,13 +90,6 @@ class Service(Generic[ParamsT]):
         """Serve an app until a signal ends that, or the model does."""
         self.worker.is_served = True
         serve(app, self.worker)
-
-
-def decode_example(
-    parse: RequestParser[ParamsT], example: Mapping[str, Any]
-) -> list[Input[ParamsT]]:
-    """Return what the model takes of an example. Raises CannotLoad where it does not fit."""
-    return parse.example(example).decode()
 
 
 def encode(outputs: list[Any]) -> bytes:

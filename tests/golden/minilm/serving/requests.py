@@ -56,9 +56,9 @@ class RequestParser(Generic[ParamsT]):
                 raise BadInput(f"The body is not JSON: {errors[0]['msg']}") from error
             raise RequestValidationError(errors) from error
 
-    def example(self, example: Mapping[str, Any]) -> ParsedRequest[ParamsT]:
-        """Return the request that this body makes."""
-        return ParsedRequest(self.params(**example))
+    def decode_example(self, example: Mapping[str, Any]) -> list[Input[ParamsT]]:
+        """Return what the model takes of this body."""
+        return [Input(self.params(**example))]
 
     def openapi(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """Describe the body for the OpenAPI document."""

@@ -1,8 +1,8 @@
 """`GET /metrics`: requests, the model's work, the GPUs' memory and the process, for Prometheus."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
@@ -19,12 +19,9 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from serving.errors import DeadlineExceeded
 from serving.gpu import read_gpus
-from serving.runner import Job, Runner
+from serving.runner import Runner
 from serving.worker import Call, Worker
-
-T = TypeVar("T")
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -89,14 +86,6 @@ class MeasuredWorker(Worker):
         super().__init__(runner)
         self.metrics = Metrics(self)
 
-    async def run(self, job: Job[T], is_disconnected: Callable[[], Awaitable[bool]]) -> T:
-        """Return the answer to a request, as every worker does."""
-        try:
-            return await super().run(job, is_disconnected)
-        except DeadlineExceeded:
-            self.metrics.timeouts.inc()
-            raise
-
     def _load(self) -> bool:
         if self.is_loaded:
             self.metrics.restarts.inc()
@@ -104,6 +93,11 @@ class MeasuredWorker(Worker):
         is_loaded = super()._load()
         self.metrics.load.set(time.monotonic() - start)
         return is_loaded
+
+    def _expire(self, call: Call) -> None:
+        if not call.future.done():
+            self.metrics.timeouts.inc()
+        super()._expire(call)
 
     def _ask(self, calls: list[Call]) -> list[Any]:
         start = time.monotonic()

@@ -111,7 +111,7 @@ def bootstrap(app: FastAPI, service: Service[Any]) -> None:
     async def ask(request: Request, method: str, *arguments: str) -> Response:
         """Call one of the model's methods, in its turn."""
         action = Action(method=method, arguments=arguments)
-        await service.worker.run(action, request.state.is_disconnected)
+        await service.worker.run(action, request.state.body.is_disconnected)
         return Response()
 
     model = service.runner.model_class

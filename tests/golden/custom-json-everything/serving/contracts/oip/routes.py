@@ -385,7 +385,7 @@ async def read_body(request: Request) -> bytes:
     body = b"".join([chunk async for chunk in request.stream()])
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding in {"gzip", "deflate"}:
-        return await decompress(body, encoding, request.state.share)
+        return await decompress(body, encoding, request.state.body)
     if encoding not in {"", "identity"}:
         raise UnsupportedType("Compress with gzip or deflate, or not at all.")
     if len(body) > MAX_UPLOAD_BYTES:
@@ -454,7 +454,7 @@ async def read_job(signature: Signature[ParamsT], request: Request) -> Job[Reply
     header_length = request.headers.get(HEADER_LENGTH)
     function = partial(prepare, signature, header_length, body)
     job, size = await one_at_a_time(len(body), function)
-    request.state.share.grow_to(size)
+    request.state.body.grow_to(size)
     return job
 
 
@@ -570,7 +570,7 @@ def create_router(service: "Service[ParamsT]") -> APIRouter:
         """Answer, tensors for tensors."""
         signature.check(name, version)
         job = await read_job(signature, request)
-        reply = await service.worker.run(job, request.state.is_disconnected)
+        reply = await service.worker.run(job, request.state.body.is_disconnected)
         headers = {}
         if reply.header_length is not None:
             headers[HEADER_LENGTH] = str(reply.header_length)
