@@ -1,6 +1,7 @@
 """What FastAPI's tutorial shows works in main.py as it is written there."""
 
 import json
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from environments import run
+from environments import run, tool
 from live import Live, live, wait_for
 from proxies import free_port
 from rendering import render
@@ -148,6 +149,7 @@ app.add_middleware(Sign, text="signed")
 '''
 CLIENT = """
 import json
+import tomllib
 from fastapi.testclient import TestClient
 from main import app
 
@@ -426,3 +428,18 @@ def test_uvicorn_of_a_failed_load(tmp_path: Path) -> None:
     with live(project, python(), tmp_path / "log", script=command, PORT=port) as service:
         assert service.process.wait(60) == 3
     assert "RuntimeError: no weights" in service.log
+
+
+def test_fastapi_dev(extended: Path, tmp_path: Path) -> None:
+    """Where FastAPI's command line is installed, `fastapi dev` serves, and answers."""
+    declared = tomllib.loads((extended / "pyproject.toml").read_text(encoding="utf-8"))
+    interpreter = tool("fastapi-dev", *declared["project"]["dependencies"], "fastapi[standard]")
+    port = str(free_port())
+    command = f"-m fastapi dev --host 127.0.0.1 --port {port}"
+    with live(extended, interpreter, tmp_path / "log", script=command, PORT=port) as service:
+        try:
+            assert doubled(service.ready().post("/infer", json=DOCUMENT)) == 42
+        finally:
+            service.process.terminate()  # it ends the process that it has started
+            service.process.wait(60)
+    assert "Traceback" not in service.log

@@ -333,7 +333,8 @@ def test_traces(start: Start) -> None:
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(timeout=START_SECONDS) == 0
     spans = b"".join(got)
-    for text in (b"POST /infer", b"name-of-the-service", b"of-mine", bytes.fromhex(trace_id)):
+    words = (b"POST /infer", b"fastapi.endpoint", b"name-of-the-service", b"of-mine")
+    for text in (*words, bytes.fromhex(trace_id)):
         assert text in spans
     for text in (b"private", b"hidden", b"/ready"):
         assert text not in spans

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from opentelemetry.trace import get_current_span
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -44,7 +45,8 @@ class ModelRoute(APIRoute):
                 contexts = iter_route_contexts(request.app.routes)
                 own = [context for context in contexts if context.original_route is self]
                 is_plain = bool(own) and all(map(takes_request_alone, own))
-            response: Response = await (self.endpoint if is_plain else resolve)(request)
+            is_short = is_plain and not get_current_span().is_recording()  # a trace shows it all
+            response: Response = await (self.endpoint if is_short else resolve)(request)
             return response
 
         return handle
