@@ -87,23 +87,27 @@ def test_report(tmp_path: Path) -> None:
     """Medians are compared, a floor is judged by them, and the chart's bars are as long as they."""
     samples = [
         *load_samples("this template", 5000, 100, 6000),
-        *load_samples("LitServe", 1000, 2500, 9000),
+        *load_samples("LitServe", 1000, 1667, 9000),
         *load_samples("BentoML", 1000, 1000, 1000),
         *load_samples("MLServer", 3000, 3000, 3000),
+        *load_samples("mosec", 6000, 6000, 6000),
+        *load_samples("this template, metrics on", 4000, 4000, 4000),
         *load_samples("bare FastAPI route", 9900, 9999, 20000),
     ]
     write({"b1": samples}, ABOUT, TITLES, tmp_path)
     page = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
     verdicts = {row[0]: row[1:] for row in rows(sections(page)["b1"], 3)}
     assert verdicts == {
-        "2 x LitServe": ["2.00", "reached"],
+        "3 x LitServe": ["3.00", "reached"],
         "3 x BentoML": ["5.00", "reached"],
-        "1.5 x MLServer": ["1.67", "reached"],
-        "0.5 x the bare route": ["0.50", "reached"],
+        "1.1 x MLServer": ["1.67", "reached"],
+        "0.85 x mosec": ["0.83", "**missed**"],
+        "0.60 x the bare route": ["0.50", "**missed**"],
+        "metrics on: 0.45 x the bare route": ["0.40", "**missed**"],
     }
     write({"b1": samples + 3 * load_samples("LitServe", 2600)}, ABOUT, TITLES, tmp_path)
     page = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
-    assert "| 2 x LitServe | 1.92 | **missed** |" in page
+    assert "| 3 x LitServe | 1.92 | **missed** |" in page
     chart = ET.fromstring(  # noqa: S314
         (tmp_path / "benchmarks" / "b1.svg").read_text(encoding="utf-8")
     )
@@ -112,7 +116,7 @@ def test_report(tmp_path: Path) -> None:
         for element in chart.iter("{http://www.w3.org/2000/svg}rect")
         if element.attrib.get("x") == "210" and element.attrib["width"] != "11"
     ]
-    assert len(bars) == 15
+    assert len(bars) == 21
     assert bars[0] / bars[-1] == pytest.approx(5000 / 9999, abs=0.01)
 
 

@@ -11,7 +11,7 @@ from rendering import render
 from variants import CONTRACTS, FEATURES, ROOT
 
 # Lines of Python in a service but for its tests and its decoder, the stock model included.
-MAX_LINES = {"bare": 1532, "default": 1800}
+MAX_LINES = {"bare": 1534, "default": 1802}
 EVERYTHING = {"features": list(FEATURES), "contracts": list(CONTRACTS), "auth": "jwt"}
 MAX_TAGS = 40
 MAX_LINES_OF_MAIN = 120

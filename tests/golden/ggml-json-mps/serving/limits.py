@@ -36,17 +36,18 @@ class ModelRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what answers requests."""
-        resolve = super().get_route_handler()
-        is_plain: bool | None = None  # until a request has come: by then all routers are included
+        by_fastapi = super().get_route_handler()
+        needs_fastapi: bool | None = None  # until a request comes: by then all routers are there
 
         async def handle(request: Request) -> Response:
-            nonlocal is_plain
-            if is_plain is None:
+            nonlocal needs_fastapi
+            if needs_fastapi is None:
                 contexts = iter_route_contexts(request.app.routes)
                 own = [context for context in contexts if context.original_route is self]
-                is_plain = bool(own) and all(map(takes_request_alone, own))
-            is_short = is_plain and not get_current_span().is_recording()  # a trace shows it all
-            response: Response = await (self.endpoint if is_short else resolve)(request)
+                needs_fastapi = not own or not all(map(takes_request_alone, own))
+            if needs_fastapi or get_current_span().is_recording():  # a trace has FastAPI's spans
+                return await by_fastapi(request)
+            response: Response = await self.endpoint(request)
             return response
 
         return handle
