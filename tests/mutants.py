@@ -42,7 +42,7 @@ ERRORS, RUNNER, SERVICE = "serving/errors.py", "serving/runner.py", "serving/ser
 SETTINGS, LOGS = "serving/settings.py", "serving/logs.py"
 THREADS, GPU, AUTH = "serving/threads.py", "serving/gpu.py", "serving/auth.py"
 METRICS, OBSERVABILITY = "serving/metrics.py", "serving/observability.py"
-STREAMING = "serving/streaming.py"
+STREAMING, DOCUMENTS = "serving/streaming.py", "serving/contracts/documents.py"
 SAGEMAKER, MODEL_ENGINE = "serving/contracts/sagemaker.py", "serving/contracts/model_engine.py"
 OIP, GRPC = "serving/contracts/oip/routes.py", "serving/contracts/oip/grpc_server.py"
 # A model in few lines.
@@ -423,7 +423,7 @@ MUTANTS = [
     ),
     mutant(53, "no-version", (MAIN, "ML Microservice Spec ", "ML Microservice Spec, version ")),
     mutant(53, "old-version", (MAIN, "ML Microservice Spec 1.", "ML Microservice Spec 0.")),
-    mutant(54, "run-for-nobody", (WORKER, "if await call.is_disconnected():", "if False:")),
+    mutant(54, "run-for-nobody", (WORKER, "if await call.is_disconnected() and", "if False and")),
     mutant(55, "nobody-told", (SERVER, "        self.worker.drain()\n", "")),
     mutant(55, "closed-at-once", (SERVER, "if settings.drain_seconds and", "if False and")),
     mutant(
@@ -693,7 +693,7 @@ MUTANTS = [
     mutant(
         66,
         "any-type",
-        (MODEL_ENGINE, 'if content_type != "application/json" and', "if False and"),
+        (DOCUMENTS, 'if content_type != "application/json" and', "if False and"),
         **SPEAKS_MODEL_ENGINE,
     ),
     mutant(

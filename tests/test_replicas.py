@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -87,6 +88,20 @@ def test_processes_share_the_port(replicas: Live) -> None:
     assert replicas.process.wait(START_SECONDS) == 0
     assert not any(map(is_alive, processes))
     assert is_port_free(replicas)
+
+
+def test_stopped_for_a_while(replicas: Live) -> None:
+    """Who watches over the processes may be stopped, by a debugger or a pause, and goes on."""
+    processes = children(replicas)
+    for _ in range(3):
+        replicas.process.send_signal(signal.SIGSTOP)
+        time.sleep(1)  # longer than it waits for a signal
+        replicas.process.send_signal(signal.SIGCONT)
+        time.sleep(1)
+    assert children(replicas) == processes
+    assert answering(replicas) == processes
+    replicas.process.send_signal(signal.SIGTERM)
+    assert replicas.process.wait(START_SECONDS) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])

@@ -1,6 +1,5 @@
 """The text-line classifier behind the rendered service."""
 
-from classifier import Classifier
 from pydantic import BaseModel
 from serving import Decoder, Input
 
@@ -26,6 +25,8 @@ class Model:
     """The classifier, one picture at a time."""
 
     def __init__(self, device: str) -> None:
+        from classifier import Classifier
+
         self.device = device
         self.classifier = Classifier()
 

@@ -174,7 +174,7 @@ class Worker:
             await asyncio.sleep(WATCH_SECONDS)
             self._end_hung_call()
             for call in list(self.waiting):
-                if await call.is_disconnected():
+                if await call.is_disconnected() and not call.future.done():
                     self._withdraw(call)
                     call.resolve(ClientDisconnect())
 

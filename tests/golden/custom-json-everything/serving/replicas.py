@@ -101,7 +101,8 @@ class Replicas:
                 self.places[process] = place
             received = signal.sigtimedwait(SIGNALS, 0.2)
             self._reap()
-            if received and received.si_signo != signal.SIGCHLD:
+            # Woken by SIGCONT, after a debugger for one, Python returns any number for a signal.
+            if received and received.si_signo in {signal.SIGTERM, signal.SIGINT}:
                 self._stop()
             if not self.places and self.stopping:
                 sys.exit(self.status)

@@ -36,15 +36,7 @@ class RequestParser(Generic[ParamsT]):
 
         Raises, in this order, TooLarge, UnsupportedType, BadInput and RequestValidationError.
         """
-        body = await request.body()
-        if len(body) > MAX_UPLOAD_BYTES:
-            raise TooLarge
-        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type != "application/json" and not content_type.endswith("+json"):
-            raise UnsupportedType("Send application/json.")
-        if not body:
-            raise BadInput("Empty upload.")
-        return self.check(body)
+        return self.check(await read_json(request))
 
     def check(self, document: bytes) -> ParsedRequest[ParamsT]:
         """Return the request that this JSON makes. Raises BadInput and RequestValidationError."""
@@ -65,3 +57,16 @@ class RequestParser(Generic[ParamsT]):
         schema = inline_refs(self.params.model_json_schema())
         content = {"application/json": {"schema": schema, "example": example}}
         return {"requestBody": {"required": True, "content": content}}
+
+
+async def read_json(request: Request) -> bytes:
+    """Return a body of JSON. Raises, in this order, TooLarge, UnsupportedType and BadInput."""
+    body = await request.body()
+    if len(body) > MAX_UPLOAD_BYTES:
+        raise TooLarge
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json" and not content_type.endswith("+json"):
+        raise UnsupportedType("Send application/json.")
+    if not body:
+        raise BadInput("Empty upload.")
+    return body

@@ -7,9 +7,9 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 
 from serving.contracts.documents import parse_document
-from serving.errors import RESPONSES, BadInput, Busy, ErrorBody, TooLarge, UnsupportedType
-from serving.limits import MAX_UPLOAD_BYTES, ModelRoute
-from serving.requests import ParsedRequest, RequestParser
+from serving.errors import RESPONSES, BadInput, Busy, ErrorBody
+from serving.limits import ModelRoute
+from serving.requests import ParsedRequest, RequestParser, read_json
 from serving.schemas import inline_refs
 from serving.service import Service
 from serving.streaming import EventStream
@@ -84,16 +84,8 @@ class DocumentParser:
 
         Raises, in this order, TooLarge, UnsupportedType, BadInput and RequestValidationError.
         """
-        body = await request.body()
-        if len(body) > MAX_UPLOAD_BYTES:
-            raise TooLarge
-        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type != "application/json" and not content_type.endswith("+json"):
-            raise UnsupportedType("Send application/json.")
-        if not body:
-            raise BadInput("Empty upload.")
         try:
-            document = from_json(body)
+            document = from_json(await read_json(request))
         except ValueError as error:
             raise BadInput(f"The body is not JSON: {error}") from error
         if self.wraps and isinstance(document, dict) and "args" in document:
