@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from statistics import mean
 
+from files import files
 from overload import floods
 from peers import HOME
 from processes import Loop, Sample, Server, load, looping
@@ -80,7 +81,7 @@ def beside(limit: Loop | None, turn: Iterable[Sample]) -> Iterator[Sample]:
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="b1 to b5; several with commas")
+    parser.add_argument("--only", default="", help="b1 to b7; several with commas")
     parser.add_argument("--subjects", default="", help="a pattern of the names of those to run")
     parser.add_argument("--seconds", type=int, default=3, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
@@ -101,6 +102,8 @@ def main() -> None:
             samples = measure(every[name], subjects, arguments.seconds, turns)
         elif name == "b5":
             samples = floods(every[name].subjects(), 2 * arguments.seconds, arguments.repeats)
+        elif name == "b7":
+            samples = files(arguments.repeats)
         else:
             samples = starts(arguments.repeats)
         results[name] = samples

@@ -136,16 +136,16 @@ def matches(answer: Any, expected: Any) -> bool:
 
 @contextmanager
 def serving(
-    command: list[str], folder: Path, env: Mapping[str, str], log: Path
+    command: list[str], folder: Path, env: Mapping[str, str], log: Path, cores: int = 1
 ) -> Iterator[Server]:
-    """Start a server on a free port of the server's core; leave nothing of it running."""
+    """Start a server on a free port, on the server's core or more; leave nothing of it running."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     command = [part.replace("{port}", port) for part in command]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["taskset", "--cpu-list", str(SERVER_CORE), *command],
+            ["taskset", "--cpu-list", ",".join(map(str, CORES[-cores:])), *command],
             cwd=folder,
             env={**os.environ, "PORT": port, **env},
             stdin=subprocess.DEVNULL,

@@ -20,7 +20,7 @@ REQUESTS = 50
 
 def starts(repeats: int) -> list[Sample]:
     """Start each of B1's frameworks in turn; the first start of each is not counted."""
-    subjects = [subject for subject in b1() if not subject.name.startswith("bare")]
+    subjects = [x for x in b1() if not x.name.startswith("bare") and not x.env]
     process = Subject("the model alone", "ours", ["python", "process.py"])
     packages = sizes()
     samples = []

@@ -3,9 +3,9 @@
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -35,6 +35,8 @@ class Subject:
     folder: Path = SERVERS
     health: str = "/health"
     ready: str = "/ready"
+    cores: int = 1
+    env: Mapping[str, str] = field(default_factory=dict)
 
     def command_line(self) -> list[str]:
         """Return the command, with the path of its program."""
@@ -46,7 +48,9 @@ class Subject:
 def standing(subject: Subject, log: Path) -> Iterator[Server]:
     """Start a subject's server, have it answer once, and stop it until it has its turn."""
     assert subject.request
-    with serving(subject.command_line(), subject.folder, common(), log) as server:
+    command = subject.command_line()
+    env = common() | dict(subject.env)
+    with serving(command, subject.folder, env, log, subject.cores) as server:
         server.wait_until(subject.request)
         server.signal(signal.SIGSTOP)
         yield server
@@ -110,6 +114,17 @@ def lit(name: str, request: Request, *arguments: str) -> Subject:
     return Subject(name, "litserve", command, request, ready="/health")
 
 
+def mosec(name: str, request: Request, *arguments: str) -> Subject:
+    """Return a server of mosec's."""
+    command = ["python", "mos.py", *arguments]
+    return Subject(name, "mosec", command, request, health="/", ready="/")
+
+
+def with_h11(subject: Subject) -> Subject:
+    """Return the same service, with the parser that needs no compiled code."""
+    return replace(subject, name=f"{subject.name}, h11", env={"HTTP_PARSER": "h11"})
+
+
 def b1() -> list[Subject]:
     """No-op model, small JSON."""
     request = post({"values": NUMBERS}, values=NUMBERS)
@@ -125,12 +140,15 @@ def b1() -> list[Subject]:
         health="/v2/health/live",
         ready="/v2/health/ready",
     )
+    plain = Subject("this template", "ours", ["python", "main.py"], request, ours)
     return [
-        Subject("this template", "ours", ["python", "main.py"], request, ours),
+        plain,
+        with_h11(plain),
         Subject("this template, metrics on", "ours", ["python", "main.py"], request, observed),
         lit("LitServe", request, "noop"),
         bento("BentoML", "Noop", request),
         mlserver,
+        mosec("mosec", request, "noop"),
         Subject("bare FastAPI route", "fastapi", ["python", "bare.py"], request),
     ]
 
@@ -141,17 +159,23 @@ def b2() -> list[Subject]:
     answer = {"label": "0", "score": 0.9949}
     multipart = Request("/infer", *form(picture), answer)
     raw = Request("/infer", picture, "image/jpeg", answer)
-    ours = service(
-        "classifier", model="classifier", input_kind="image", endpoint="infer", features=[]
+    ours, batching = (
+        service(name, "classifier", input_kind="image", endpoint="infer", features=features)
+        for name, features in {"classifier": [], "classifier-batching": ["batching"]}.items()
     )
+    by_form = Subject("this template, multipart", "ours", ["python", "main.py"], multipart, ours)
     return [
         Subject("limit", "ours", ["python", "limit.py", "classifier"]),
-        Subject("this template, multipart", "ours", ["python", "main.py"], multipart, ours),
+        by_form,
+        with_h11(by_form),
         Subject("this template, raw body", "ours", ["python", "main.py"], raw, ours),
+        Subject("this template, raw body, batching", "ours", ["python", "main.py"], raw, batching),
         Subject("the document's code", "fastapi", ["python", "letter.py"], multipart),
         lit("LitServe", multipart, "classifier"),
         lit("LitServe, batches", multipart, "classifier", "16"),
         bento("BentoML", "Classify", multipart),
+        mosec("mosec, raw body", raw, "classifier"),
+        mosec("mosec, raw body, batches", raw, "classifier", "16"),
     ]
 
 
@@ -166,15 +190,16 @@ def b3() -> list[Subject]:
         ),
         "this template, no batching": service("minilm-single", preset="minilm", features=[]),
     }
+    served = [
+        Subject(name, "ours", ["python", "main.py"], embed, folder) for name, folder in ours.items()
+    ]
     return [
         *(
             Subject(f"offline, batches of {size}", "ours", ["python", "limit.py", "encoder", size])
             for size in ("1", "8", "16", "32")
         ),
-        *(
-            Subject(name, "ours", ["python", "main.py"], embed, folder)
-            for name, folder in ours.items()
-        ),
+        *served,
+        with_h11(served[0]),
         lit("LitServe, batches", request, "encoder", "32"),
         bento("BentoML, batches", "Encode", post([vector], texts=[TEXT])),
     ]
@@ -182,7 +207,28 @@ def b3() -> list[Subject]:
 
 def b5() -> list[Subject]:
     """Sentence embeddings, of those that put requests into batches."""
-    return [subject for subject in b3() if subject.request and "no batching" not in subject.name]
+    left_out = ("no batching", "h11")
+    return [
+        subject
+        for subject in b3()
+        if subject.request and not any(name in subject.name for name in left_out)
+    ]
+
+
+def b6() -> list[Subject]:
+    """JPEG upload, a small CNN, on two cores; the load generator has a part of one."""
+    picture = (WORK / "line.jpg").read_bytes()
+    request = Request("/infer", *form(picture), {"label": "0", "score": 0.9949})
+    subjects = [lit("LitServe, two workers", request, "classifier")]
+    for feature in ("isolation", "replicas"):
+        answers = {"input_kind": "image", "endpoint": "infer", "features": [feature]}
+        folder = service(f"classifier-{feature}", "classifier", **answers)
+        name = f"this template, {feature}"
+        subjects.append(Subject(name, "ours", ["python", "main.py"], request, folder))
+    two = {"WORKERS": "2"}
+    return [
+        replace(each, cores=2, env={} if "isolation" in each.name else two) for each in subjects
+    ]
 
 
 BENCHMARKS = [
@@ -199,6 +245,8 @@ BENCHMARKS = [
     ),
     Benchmark("b4", "B4: starting, with the model of B1", b1, ()),
     Benchmark("b5", "B5: ten times as many requests as can be answered", b5, ()),
+    Benchmark("b6", "B6: the work of B2 on two cores", b6),
+    Benchmark("b7", "B7: one large file", list, ()),
 ]
 
 

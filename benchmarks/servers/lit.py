@@ -1,7 +1,7 @@
 """LitServe: `lit.py noop`, `classifier` or `encoder`, and a size where it is to batch.
 
 `fast_queue` (ZeroMQ) is what its documentation recommends from 100 requests a second on. One API
-server and one worker: there is one core. Of the waits for a batch, none at all was the best one.
+server and one worker for each core. Of the waits for a batch, none at all was the best one.
 """
 
 import os
@@ -77,8 +77,9 @@ if __name__ == "__main__":
     apis = {"noop": Noop, "classifier": Classify, "encoder": Encode}
     size = int(sys.argv[2]) if len(sys.argv) > 2 else 1
     api = apis[sys.argv[1]](api_path="/infer", max_batch_size=size, batch_timeout=0)
+    workers = int(os.getenv("WORKERS", "1"))
     server = litserve.LitServer(
-        api, accelerator="cpu", devices=1, workers_per_device=1, fast_queue=True
+        api, accelerator="cpu", devices=1, workers_per_device=workers, fast_queue=True
     )
     server.run(
         host="127.0.0.1",
