@@ -67,7 +67,7 @@ another; "not sent" are those for which no connection was free. The generator is
     "b6": """\
 The work and the form of B2. Server and load generator share two cores. `isolation` has the model in
 one other process, `replicas` has two processes with a model each (`WORKERS=2`), and LitServe two
-workers and two API servers.""",
+workers behind one API server.""",
     "b7": """\
 Random pixels in a BMP, noise in stereo at 44.1 kHz in a WAV, 250 frames of 1280 x 720 in an MP4,
 sent as a form to the services with the stock models. Seconds are the shortest of three requests;

@@ -1,7 +1,7 @@
 """LitServe: `lit.py noop`, `classifier` or `encoder`, and a size where it is to batch.
 
 `fast_queue` (ZeroMQ) is what its documentation recommends from 100 requests a second on. One API
-server and one worker for each core. Of the waits for a batch, none at all was the best one.
+server, and one worker for each core. Of the waits for a batch, none at all was the best one.
 """
 
 import os
