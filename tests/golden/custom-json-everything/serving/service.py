@@ -101,7 +101,8 @@ class Service(Generic[ParamsT]):
         """Answer a request in parts, as the model has them. Raises as `answer` does."""
         parsed = await parse(request)
         job = Job(parsed.decode, encode)
-        return await event_stream(self.worker.stream(job, request.state.body.is_disconnected), request)
+        parts = self.worker.stream(job, request.state.body.is_disconnected)
+        return await event_stream(parts, request)
 
     def install(self, app: FastAPI) -> None:
         """Put the limits around an app, from the inside out; whatever else it has is inside."""
