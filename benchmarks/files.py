@@ -9,6 +9,7 @@ import httpx
 
 from peers import HOME, python_of
 from processes import Sample, Server, serving
+from starts import wait_for_200
 from subjects import WORK, common, service
 
 REQUESTS = 3  # for each start; the first pays for what is loaded late
@@ -37,9 +38,8 @@ def send(folder: Path, content: bytes) -> Sample:
     # A recording is longer than what a clip of its pixels may be, and so on: no limit is meant.
     env = common() | {"MAX_PIXELS": "1000000000"}
     with serving(command, folder, env, HOME / "logs" / "files.log") as server:
+        wait_for_200(f"{server.url}/ready", server)
         with httpx.Client(base_url=server.url, timeout=120) as client:
-            while not is_ready(client):
-                time.sleep(0.05)
             before = memory(server, "VmRSS")
             seconds = []
             for _ in range(REQUESTS):
@@ -48,14 +48,6 @@ def send(folder: Path, content: bytes) -> Sample:
                 seconds.append(time.perf_counter() - begin)
         grown = memory(server, "VmHWM") - before
     return {"mb": len(content) / 1e6, "seconds": min(seconds), "grown": grown}
-
-
-def is_ready(client: httpx.Client) -> bool:
-    """Tell whether the service answers, and is ready."""
-    try:
-        return client.get("/ready").status_code == httpx.codes.OK
-    except httpx.TransportError:
-        return False
 
 
 def memory(server: Server, line: str) -> float:

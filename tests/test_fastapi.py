@@ -149,7 +149,6 @@ app.add_middleware(Sign, text="signed")
 '''
 CLIENT = """
 import json
-import tomllib
 from fastapi.testclient import TestClient
 from main import app
 

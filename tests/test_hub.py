@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from environments import python_of
-from proxies import free_port
+from live import held_port
 from rendering import render
 from variants import Variant, variants
 
@@ -22,13 +22,13 @@ NAMES = ["transformers-json-cpu", "minilm-cpu", "ggml-json-cpu", "ggml-audio-cpu
 def test_no_hub(variant: Variant, tmp_path: Path) -> None:
     """The service ends by itself, and one line of its log says why: no traceback, no retries."""
     project = render(tmp_path / "service", variant.answers)
-    with socket.socket() as closed:
+    with socket.socket() as closed, held_port() as port, held_port() as grpc_port:
         closed.bind(("127.0.0.1", 0))  # bound, but nobody listens: a connection is refused
         env = os.environ | {
             "HF_ENDPOINT": f"http://127.0.0.1:{closed.getsockname()[1]}",
             "HF_HOME": str(tmp_path / "cache"),
-            "PORT": str(free_port()),
-            "GRPC_PORT": str(free_port()),
+            "PORT": port,
+            "GRPC_PORT": grpc_port,
         }
         env.pop("MODEL_NAME", None)
         result = subprocess.run(

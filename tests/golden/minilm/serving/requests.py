@@ -64,9 +64,14 @@ async def read_json(request: Request) -> bytes:
     body = await request.body()
     if len(body) > MAX_UPLOAD_BYTES:
         raise TooLarge
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    content_type = essence(request.headers.get("content-type"))
     if content_type != "application/json" and not content_type.endswith("+json"):
         raise UnsupportedType("Send application/json.")
     if not body:
         raise BadInput("Empty upload.")
     return body
+
+
+def essence(content_type: str | None) -> str:
+    """Return a content type without its parameters: "image/png; q=1" is "image/png"."""
+    return (content_type or "").partition(";")[0].strip().lower()
