@@ -115,10 +115,10 @@ MUTANTS = [
         (SERVICE, "        self.worker.start()\n", ""),
         (
             WORKER,
-            "        if self._is_draining:\n",
+            "        if self.is_draining:\n",
             (
                 '        if not hasattr(self, "_loop"):\n            self.start()\n'
-                "        if self._is_draining:\n"
+                "        if self.is_draining:\n"
             ),
         ),
     ),
@@ -310,7 +310,7 @@ MUTANTS = [
         "messages-not-read",
         (ERRORS, "for text in texts", "for text in ()"),
     ),
-    mutant(34, "no-time-to-retry", (ERRORS, '"Out of memory.", 5', '"Out of memory.", None')),
+    mutant(34, "no-time-to-retry", (ERRORS, '{"Retry-After": "5"}', "{}")),
     mutant(34, "gpu-not-named", (RUNNER, '"GPU out of memory." if is_gpu else ', "")),
     mutant(34, "gpu-named-on-the-cpu", (RUNNER, 'get_device() != "cpu" and ', "")),
     mutant(
@@ -391,12 +391,12 @@ MUTANTS = [
     mutant(
         48,
         "no-time-to-retry",
-        (ERRORS, '"Too many requests are waiting.", 1', '"Too many requests are waiting.", None'),
+        (ERRORS, 'waiting.", RETRY_SOON', 'waiting.", {}'),
     ),
     mutant(
         48,
         "body-read-first",
-        (LIMITS, "may_reject = self.worker.is_full and", "may_reject = False and"),
+        (LIMITS, "elif self.worker.is_full and", "elif False and"),
     ),
     mutant(49, "hangs-on", (WORKER, "> limit and not self.failed:", "> limit and False:")),
     mutant(49, "ends-as-if-all-were-well", (WORKER, "        self.failed = True\n", "")),
@@ -432,7 +432,7 @@ MUTANTS = [
         (
             WORKER,
             "return len(self.waiting) >= settings.max_q",
-            "return self._is_draining or len(self.waiting) >= settings.max_q",
+            "return self.is_draining or len(self.waiting) >= settings.max_q",
         ),
     ),
     mutant(
@@ -457,7 +457,7 @@ MUTANTS = [
         (OBSERVABILITY, 'getattr(find_route(scope), "path", OTHER)', 'scope["path"]'),
     ),
     mutant(58, "worker-not-observed", (METRICS, '"model_queue_depth"', '"model_queue"')),
-    mutant(58, "requests-not-counted", (OBSERVABILITY, "self.metrics.requested", "print")),
+    mutant(58, "requests-not-counted", (OBSERVABILITY, "REQUESTS.labels(method, route, status).inc()", "pass")),
     mutant(59, "not-returned", (OBSERVABILITY, '(b"x-request-id", own_id.', '(b"x-id", own_id.')),
     mutant(59, "any-id-is-taken", (OBSERVABILITY, 'rb"[!-~]{1,128}"', 'rb".*"')),
     mutant(
@@ -465,8 +465,8 @@ MUTANTS = [
         "not-for-the-model",
         (RUNNER, "request_id.set(job.request_id if job", 'request_id.set("" if job'),
     ),
-    mutant(60, "not-json", (LOGS, 'JsonFormatter() if settings.log_format == "json" else ', "")),
-    mutant(60, "traceback-left-out", (LOGS, "if record.exc_info:", "if False:")),
+    mutant(60, "not-json", (LOGS, 'settings.log_format == "json"', "False")),
+    mutant(60, "traceback-left-out", (LOGS, '"exc_info": "exception"', '"exc_info": "error"')),
     mutant(60, "queries-are-logged", (LOGS, "uvicorn.access", "uvicorn.other")),
     mutant(
         60,
@@ -681,7 +681,7 @@ MUTANTS = [
     mutant(
         66,
         "body-read-first",
-        (LIMITS, "may_reject = self.worker.is_full and", "may_reject = False and"),
+        (LIMITS, "elif self.worker.is_full and", "elif False and"),
         **SPEAKS_MODEL_ENGINE,
     ),
     mutant(
@@ -710,11 +710,11 @@ MUTANTS = [
         **STREAMS,
     ),
     mutant(
-        67, "body-lost-in-silence", (SERVER, "reject if loses_body and has_body(scope) else ", "")
+        67, "body-lost-in-silence", (LIMITS, "if is_upgrade and has_body(scope):", "if False:")
     ),
     mutant(
         67,
         "body-is-the-next-request",
-        (SERVER, '(b"connection", b"close")', '(b"x-connection", b"close")'),
+        (LIMITS, '(b"connection", b"close")', '(b"x-connection", b"close")'),
     ),
 ]

@@ -128,6 +128,7 @@ MODULES = {
     "pydantic": "pydantic|pydantic_core",
     "pyjwt": "jwt",
     "pywhispercpp": "pywhispercpp|_pywhispercpp",
+    "python-json-logger": "pythonjsonlogger",
     "silero-vad": "silero_vad",
 }
 # MS-43 to MS-45.
