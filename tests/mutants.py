@@ -457,7 +457,11 @@ MUTANTS = [
         (OBSERVABILITY, 'getattr(find_route(scope), "path", OTHER)', 'scope["path"]'),
     ),
     mutant(58, "worker-not-observed", (METRICS, '"model_queue_depth"', '"model_queue"')),
-    mutant(58, "requests-not-counted", (OBSERVABILITY, "REQUESTS.labels(method, route, status).inc()", "pass")),
+    mutant(
+        58,
+        "requests-not-counted",
+        (OBSERVABILITY, "REQUESTS.labels(method, route, status).inc()", "pass"),
+    ),
     mutant(59, "not-returned", (OBSERVABILITY, '(b"x-request-id", own_id.', '(b"x-id", own_id.')),
     mutant(59, "any-id-is-taken", (OBSERVABILITY, 'rb"[!-~]{1,128}"', 'rb".*"')),
     mutant(
@@ -709,9 +713,7 @@ MUTANTS = [
         **SPEAKS_MODEL_ENGINE,
         **STREAMS,
     ),
-    mutant(
-        67, "body-lost-in-silence", (LIMITS, "if is_upgrade and has_body(scope):", "if False:")
-    ),
+    mutant(67, "body-lost-in-silence", (LIMITS, "if is_upgrade and has_body(scope):", "if False:")),
     mutant(
         67,
         "body-is-the-next-request",

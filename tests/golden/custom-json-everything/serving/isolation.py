@@ -54,16 +54,16 @@ class IsolatedWorker(Worker):
 
     def check(self) -> None:
         """Raise NotReady while the model is loaded again, too."""
-        if self._is_reloading and not self._is_draining:
+        if self._is_reloading and not self.is_draining:
             raise NotReady
         super().check()
 
-    def _end_hung_call(self) -> None:
+    def _tick(self) -> None:
         """Kill the process of a call that is past its deadline."""
         with self._changed:  # so that it is not the next one that is killed
             if self._is_overdue():
                 self._process.kill()
-        super()._end_hung_call()
+        super()._tick()
 
     def _lose(self, error: ModelDied) -> None:
         """Have the model loaded again, for its process has ended; any thread calls this."""
@@ -72,7 +72,7 @@ class IsolatedWorker(Worker):
             self._changed.notify()
 
     def _has_work(self) -> bool:
-        if self._lost and not self._is_stopping and (self.waiting or not self._is_draining):
+        if self._lost and not self._is_stopping and (self.waiting or not self.is_draining):
             raise self._lost
         return super()._has_work()
 

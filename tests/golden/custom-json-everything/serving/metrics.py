@@ -4,7 +4,7 @@ import atexit
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing import parent_process
 from tempfile import mkdtemp
 from typing import Any
@@ -13,33 +13,29 @@ from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
+    REGISTRY,
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
-    ProcessCollector,
     disable_created_metrics,
     generate_latest,
     values,
 )
 from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from serving.gpu import read_gpus
-from serving.runner import Runner
 from serving.settings import settings
 from serving.worker import Call, Worker
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
+# The process that a model may have to itself counts nothing.
+ARE_SHARED = settings.workers > 1 and parent_process() is None
 
 
 def share_values() -> None:
-    """Have the library keep its values in files, by which the service's processes know all of them.
-
-    To be called before there are any, in the process that the others come from.
-    """
+    """Have the library keep its values in files, where each of the processes finds all of them."""
     folder, owner = mkdtemp(prefix="metrics-"), os.getpid()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     values.ValueClass = values.MultiProcessValue()
@@ -51,115 +47,76 @@ def share_values() -> None:
     atexit.register(remove)
 
 
-class Metrics:
-    """What is counted: by the worker, and for each request."""
+if ARE_SHARED:
+    share_values()
+disable_created_metrics()  # a second series for each, with the time of its first value
 
-    def __init__(self, worker: Worker) -> None:
-        """Register all series with a registry of their own."""
-        disable_created_metrics()  # a second series for each, with the time of its first value
-        # The process that a model may have to itself counts nothing.
-        self._are_shared = settings.workers > 1 and parent_process() is None
-        if self._are_shared:
-            share_values()
-        self._registry = registry = CollectorRegistry()
-        self._gauges: list[tuple[Gauge, Callable[[], int]]] = []
-        self.in_flight = 0
-        labels = ("method", "route", "status")
-        self._requests = Counter(
-            "http_requests", "Requests that were answered.", labels, registry=registry
-        )
-        self._durations = Histogram(
-            "http_request_duration_seconds",
-            "Time from a request's headers to the end of its answer.",
-            labels,
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.batches = Histogram(
-            "model_batch_size", "Requests in one call.", buckets=REQUESTS, registry=registry
-        )
-        self.calls = Histogram(
-            "model_call_duration_seconds", "Time of one call.", buckets=SECONDS, registry=registry
-        )
-        self.timeouts = Counter(
-            "model_timeouts", "Requests past INFER_TIMEOUT_SECONDS.", registry=registry
-        )
-        self.restarts = Counter(
-            "model_worker_restarts", "Times that a lost worker was replaced.", registry=registry
-        )
-        self.load = Gauge(
-            "model_load_seconds",
-            "Time of the load, warm-up included.",
-            registry=registry,
-            multiprocess_mode="livemostrecent",
-        )
-        self._show("http_requests_in_flight", "Requests not answered yet.", lambda: self.in_flight)
-        self._show("model_queue_depth", "Requests that wait.", lambda: len(worker.waiting))
-        self._show("model_running", "Requests that it works on.", lambda: len(worker.running))
-        ProcessCollector(registry=registry)
-        registry.register(GpuMemory())
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+LABELS = ("method", "route", "status")
+# What a gauge is for all processes together.
+SUM: dict[str, Any] = {"multiprocess_mode": "livesum"}
+LATEST: dict[str, Any] = {"multiprocess_mode": "livemostrecent"}
 
-    def collect(self) -> CollectorRegistry:
-        """Return what is to be told: with several processes the sum of all, whichever is asked."""
-        self._refresh()
-        if not self._are_shared:
-            return self._registry
+REQUESTS = Counter("http_requests", "Requests that were answered.", LABELS)
+DURATIONS = Histogram(
+    "http_request_duration_seconds",
+    "Time from a request's headers to the end of its answer.",
+    LABELS,
+    buckets=SECONDS,
+)
+IN_FLIGHT = Gauge("http_requests_in_flight", "Requests not answered yet.", **SUM)
+QUEUE_DEPTH = Gauge("model_queue_depth", "Requests that wait.", **SUM)
+RUNNING = Gauge("model_running", "Requests that the model works on.", **SUM)
+BATCHES = Histogram("model_batch_size", "Requests in one call.", buckets=SIZES)
+CALLS = Histogram("model_call_duration_seconds", "Time of one call.", buckets=SECONDS)
+TIMEOUTS = Counter("model_timeouts", "Requests past INFER_TIMEOUT_SECONDS.")
+RESTARTS = Counter("model_worker_restarts", "Times that a lost worker was replaced.")
+LOAD = Gauge("model_load_seconds", "Time of the load, warm-up included.", **LATEST)
+
+router = APIRouter()
+
+
+# No coroutine: a scrape is written on a thread, while the event loop serves.
+@router.get("/metrics", response_class=PlainTextResponse)
+def show_metrics() -> Response:
+    """Report what is counted, in Prometheus' text format."""
+    registry = REGISTRY
+    if ARE_SHARED:  # the sum of all processes, whichever is asked
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
         registry.register(GpuMemory())
-        return registry
-
-    def requested(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one request."""
-        self._requests.labels(method, route, status).inc()
-        self._durations.labels(method, route, status).observe(seconds)
-        self.ticked()
-
-    def ticked(self) -> None:
-        """Tell the other processes what cannot be counted up."""
-        if self._are_shared:
-            self._refresh()
-
-    def ended(self, process: int) -> None:
-        """Forget how many requests were in a process that has ended; what it counted stays."""
-        mark_process_dead(process)
-
-    def _show(self, name: str, about: str, value: Callable[[], int]) -> None:
-        """Add a gauge for what there is of something now."""
-        gauge = Gauge(name, about, registry=self._registry, multiprocess_mode="livesum")
-        self._gauges.append((gauge, value))
-
-    def _refresh(self) -> None:
-        for gauge, value in self._gauges:
-            gauge.set(value())
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class MeasuredWorker(Worker):
     """A worker whose loads and calls are counted."""
 
-    def __init__(self, runner: Runner) -> None:
-        super().__init__(runner)
-        self.metrics = Metrics(self)
-
     def _load(self) -> bool:
         if self.is_loaded:
-            self.metrics.restarts.inc()
+            RESTARTS.inc()
         start = time.monotonic()
         is_loaded = super()._load()
-        self.metrics.load.set(time.monotonic() - start)
+        LOAD.set(time.monotonic() - start)
         return is_loaded
 
     def _expire(self, call: Call) -> None:
         if not call.future.done():
-            self.metrics.timeouts.inc()
+            TIMEOUTS.inc()
         super()._expire(call)
 
     def _ask(self, calls: list[Call]) -> list[Any]:
         start = time.monotonic()
         answers = super()._ask(calls)
-        self.metrics.batches.observe(len(calls))
-        self.metrics.calls.observe(time.monotonic() - start)
+        BATCHES.observe(len(calls))
+        CALLS.observe(time.monotonic() - start)
         return answers
+
+    def _tick(self) -> None:
+        """Write down how many calls there are, for a scrape that another process answers."""
+        QUEUE_DEPTH.set(len(self.waiting))
+        RUNNING.set(len(self.running))
+        super()._tick()
 
 
 class GpuMemory(Collector):
@@ -179,14 +136,4 @@ class GpuMemory(Collector):
         yield total
 
 
-def create_router(metrics: Metrics) -> APIRouter:
-    """Return the route that Prometheus asks."""
-    router = APIRouter()
-
-    # No coroutine: a scrape is written on a thread, while the event loop serves.
-    @router.get("/metrics", response_class=PlainTextResponse)
-    def show_metrics() -> Response:
-        """Report what is counted, in Prometheus' text format."""
-        return Response(generate_latest(metrics.collect()), media_type=CONTENT_TYPE_LATEST)
-
-    return router
+REGISTRY.register(GpuMemory())

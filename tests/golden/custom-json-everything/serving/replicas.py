@@ -18,10 +18,11 @@ from fastapi import FastAPI
 from prometheus_client.multiprocess import mark_process_dead
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.metrics import MeasuredWorker
+from serving.metrics import RESTARTS
 from serving.server import HOST, DrainingServer
 from serving.server import serve as serve_alone
 from serving.settings import settings
+from serving.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 class Replica(DrainingServer):
     """The server of one process."""
 
-    def __init__(self, app: FastAPI, worker: MeasuredWorker, loaded: mmap.mmap, place: int) -> None:
+    def __init__(self, app: FastAPI, worker: Worker, loaded: mmap.mmap, place: int) -> None:
         """Take the place of this process among the bytes that say whose model is loaded."""
         super().__init__(self.hold_startup, worker)
         self.app = app
@@ -68,7 +69,7 @@ class Replica(DrainingServer):
 class Replicas:
     """Starts the processes, starts another for one that dies, and ends them together."""
 
-    def __init__(self, app: FastAPI, worker: MeasuredWorker) -> None:
+    def __init__(self, app: FastAPI, worker: Worker) -> None:
         """Take what each of the processes serves, WORKERS of them."""
         self.app = app
         self.worker = worker
@@ -137,7 +138,7 @@ class Replicas:
                 continue
             code = os.waitstatus_to_exitcode(status)
             if was_loaded:
-                self.worker.metrics.restarts.inc()
+                RESTARTS.inc()
                 logger.error("Process %d ended with %d; starting another", process, code)
             else:
                 if code != 1:  # else it has told why
@@ -151,7 +152,7 @@ class Replicas:
             os.kill(process, signal.SIGTERM)
 
 
-def serve(app: FastAPI, worker: MeasuredWorker) -> NoReturn:
+def serve(app: FastAPI, worker: Worker) -> NoReturn:
     """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
     if settings.workers == 1:
         serve_alone(app, worker)

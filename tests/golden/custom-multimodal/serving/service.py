@@ -84,7 +84,7 @@ class Service(Generic[ParamsT]):
             allow_methods=["*"],
             allow_headers=["*"],
         )
-        install_observability(app, self.worker.metrics)
+        install_observability(app)
 
     def serve(self, app: FastAPI) -> None:
         """Serve an app until a signal ends that, or the model does."""

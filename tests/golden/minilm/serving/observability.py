@@ -11,7 +11,7 @@ from opentelemetry.trace import get_current_span
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import find_route
-from serving.metrics import Metrics, create_router
+from serving.metrics import DURATIONS, IN_FLIGHT, REQUESTS, router
 from serving.runner import request_id
 
 PROBES = frozenset({"/health", "/ready", "/metrics", "/ping", "/readyz"})  # of contracts, too
@@ -34,9 +34,8 @@ access = logging.getLogger("access")
 class Observe:
     """Middleware that gives each request an id, and tells of it when it is answered."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; its id goes into the answer's headers."""
@@ -61,30 +60,32 @@ class Observe:
                 message = {**message, "headers": headers}
             await send(message)
 
-        self.metrics.in_flight += 1
         try:
-            await self.app(scope, receive, send_with_id)
+            with IN_FLIGHT.track_inprogress():
+                await self.app(scope, receive, send_with_id)
         except Exception:
             status = 500
             raise
         finally:
-            self.metrics.in_flight -= 1
-            self._record(scope, status, time.perf_counter() - start)
+            record(scope, status, time.perf_counter() - start)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        method = scope["method"] if scope["method"] in METHODS else OTHER
-        route = str(getattr(find_route(scope), "path", OTHER))
-        self.metrics.requested(method, route, status, seconds)
-        # Probes come every few seconds: they are worth a line when they fail.
-        level = logging.DEBUG if route in PROBES and status == OK else logging.INFO
-        if access.isEnabledFor(level):
-            fields = {
-                "method": method,
-                "route": route,
-                "status": status,
-                "milliseconds": round(seconds * 1000, 2),
-            }
-            access.log(level, "%s %s %d %s ms", *fields.values(), extra=fields)
+
+def record(scope: Scope, status: int, seconds: float) -> None:
+    """Count a request, and write its line of the log."""
+    method = scope["method"] if scope["method"] in METHODS else OTHER
+    route = str(getattr(find_route(scope), "path", OTHER))
+    REQUESTS.labels(method, route, status).inc()
+    DURATIONS.labels(method, route, status).observe(seconds)
+    # Probes come every few seconds: they are worth a line when they fail.
+    level = logging.DEBUG if route in PROBES and status == OK else logging.INFO
+    if access.isEnabledFor(level):
+        fields = {
+            "method": method,
+            "route": route,
+            "status": status,
+            "milliseconds": round(seconds * 1000, 2),
+        }
+        access.log(level, "%s %s %d %s ms", *fields.values(), extra=fields)
 
 
 def accept_id(headers: list[tuple[bytes, bytes]]) -> str:
@@ -95,7 +96,7 @@ def accept_id(headers: list[tuple[bytes, bytes]]) -> str:
     return f"{getrandbits(128):032x}"  # no secret; the system's would let go of the GIL
 
 
-def install_observability(app: FastAPI, metrics: Metrics) -> None:
+def install_observability(app: FastAPI) -> None:
     """Watch an app's requests; to be called after every other middleware is added."""
-    app.include_router(create_router(metrics))
-    app.add_middleware(Observe, metrics=metrics)
+    app.include_router(router)
+    app.add_middleware(Observe)

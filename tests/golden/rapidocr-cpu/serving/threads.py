@@ -6,15 +6,16 @@ Left alone they count the host's cores, and dozens of threads take turns on a co
 import math
 import os
 import sys
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
 from serving.settings import settings
 
-# What a cgroup grants, in microseconds per period of so many: version 2 has both in one file.
-QUOTA_V2 = ["cpu.max"]
-QUOTA_V1 = ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+# What a cgroup grants, and in which time: version 2 has both in one file, version 1 in two.
+QUOTAS = (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"])
 
 
 def cpu_quota(root: Path = Path("/")) -> float:
@@ -23,28 +24,17 @@ def cpu_quota(root: Path = Path("/")) -> float:
     quotas = [math.inf]
     for line in own.read_text(encoding="utf-8").splitlines() if own.exists() else []:
         _, controllers, path = line.split(":", 2)
-        if not controllers:
-            mount, files = root / "sys/fs/cgroup", QUOTA_V2
-        elif "cpu" in controllers.split(","):
-            mount, files = root / "sys/fs/cgroup/cpu", QUOTA_V1
-        else:
+        if controllers and "cpu" not in controllers.split(","):
             continue
-        group = mount / path.lstrip("/")
+        group = root / "sys/fs/cgroup" / ("cpu" if controllers else "") / path.lstrip("/")
         # A limit of those above holds as well. Where the path is the host's, they alone are there.
-        for folder in (group, *group.parents):
-            quotas.append(_read_quota(folder, files))
-            if folder == mount:
-                break
+        for folder, files in product((group, *group.parents), QUOTAS):
+            with suppress(OSError):
+                texts = [(folder / name).read_text("utf-8") for name in files]
+                quota, period = " ".join(texts).split()
+                if quota not in {"max", "-1"}:
+                    quotas.append(int(quota) / int(period))
     return min(quotas)
-
-
-def _read_quota(folder: Path, files: list[str]) -> float:
-    try:
-        text = " ".join((folder / name).read_text(encoding="utf-8") for name in files)
-    except OSError:  # the root of all groups has no such file
-        return math.inf
-    quota, period = text.split()
-    return math.inf if quota in {"max", "-1"} else int(quota) / int(period)
 
 
 def cpu_count() -> int:

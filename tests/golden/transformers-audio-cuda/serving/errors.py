@@ -13,6 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Scope
 
+RETRY_SOON = {"Retry-After": "1"}
+CLOSE = {"Connection": "close"}  # where the rest of the request is not wanted
+
 logger = logging.getLogger(__name__)
 
 
@@ -21,14 +24,10 @@ class ServiceError(HTTPException):
 
     status: ClassVar[int]
     message: ClassVar[str]
-    retry_after: ClassVar[int | None] = None  # seconds
-    closes: ClassVar[bool] = False  # the connection, where the rest of the request is not wanted
+    sends: ClassVar[dict[str, str]] = {}  # headers
 
     def __init__(self, message: str | None = None) -> None:
-        headers = {"Retry-After": str(self.retry_after)} if self.retry_after else {}
-        if self.closes:
-            headers["Connection"] = "close"
-        super().__init__(self.status, message or self.message, headers)
+        super().__init__(self.status, message or self.message, self.sends)
 
 
 class BadInput(ServiceError):
@@ -40,8 +39,7 @@ class BadInput(ServiceError):
 class TooSlow(ServiceError):
     """The body was not complete within REQUEST_TIMEOUT_SECONDS."""
 
-    status, message = 408, "The request took too long to arrive."
-    closes = True
+    status, message, sends = 408, "The request took too long to arrive.", CLOSE
 
 
 class TooLarge(ServiceError):
@@ -56,6 +54,16 @@ class UnsupportedType(ServiceError):
     status, message = 415, "Unsupported content type."
 
 
+class UnsupportedUpgrade(ServiceError):
+    """The request has a body and offers to change the protocol, which loses the body."""
+
+    status = 400
+    message = (
+        "The body cannot be read, as the request offers an upgrade. Send it without the Upgrade "
+        "header, as plain HTTP/1.1, or start the service with HTTP_PARSER=h11."
+    )
+
+
 class NotReady(ServiceError):
     """The model is not loaded, or cannot take requests."""
 
@@ -65,20 +73,19 @@ class NotReady(ServiceError):
 class Busy(ServiceError):
     """As many requests wait as MAX_QUEUE_SIZE allows."""
 
-    status, message, retry_after = 503, "Too many requests are waiting.", 1
+    status, message, sends = 503, "Too many requests are waiting.", RETRY_SOON
 
 
 class TooManyBytes(ServiceError):
     """The bodies of the requests that are here take MAX_BODIES_MB."""
 
-    status, message, retry_after = 503, "Too many large requests are here.", 1
-    closes = True
+    status, message, sends = 503, "Too many large requests are here.", RETRY_SOON | CLOSE
 
 
 class OutOfMemory(ServiceError):
     """There was no memory left for this request: the machine's, or the GPU's."""
 
-    status, message, retry_after = 503, "Out of memory.", 5
+    status, message, sends = 503, "Out of memory.", {"Retry-After": "5"}
 
 
 class DeadlineExceeded(ServiceError):
