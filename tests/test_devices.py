@@ -158,6 +158,8 @@ for state in json.load(sys.stdin):
 print(json.dumps(answers))
 """
 
+DEVICES = "DEVICE must be 'cuda', 'mps', 'cpu', or 'cuda:1' for the second GPU"
+
 
 @cache
 def python() -> str:
@@ -235,20 +237,31 @@ def test_device_overrides(tmp_path: Path, accelerator: str) -> None:
     """DEVICE is taken as it stands, whatever is there; nothing in it is as if it were not set."""
     project = render(tmp_path / "project", {"model_type": "pytorch", "accelerator": accelerator})
     env = with_stubs(project, STUBS["pytorch", "image"])
-    states = [{"DEVICE": name, "HARDWARE": "cuda mps"} for name in ("cuda", "mps", "cpu", "gpu")]
-    *taken, refused = choose(project, env, *states)
+    states = [
+        {"DEVICE": name, "HARDWARE": "cuda mps"} for name in ("cuda", "mps", "cpu", "gpu", "cuda:")
+    ]
+    *taken, unknown, unnumbered = choose(project, env, *states)
     assert taken == [
         (name, f"INFO Using {name}, as DEVICE says\n") for name in ("cuda", "mps", "cpu")
     ]
-    assert refused == ("DEVICE must be 'cuda', 'mps' or 'cpu'; not 'gpu'", "")
+    assert unknown == (f"{DEVICES}; not 'gpu'", "")
+    assert unnumbered == (f"{DEVICES}; not 'cuda:'", "")
+
+
+def test_gpu_by_number(tmp_path: Path) -> None:
+    """With DEVICE=cuda:1 the model's process sees the second GPU alone, and is told "cuda"."""
+    project = render(tmp_path / "project", {"model_type": "custom"})
+    code = "import os, device; print(device.get_device(), os.environ['CUDA_VISIBLE_DEVICES'])"
+    printed = run([python(), "-c", code], cwd=project, env=os.environ | {"DEVICE": "cuda:1"})
+    assert printed == "cuda 1\n"
 
 
 def test_wrong_device_ends_the_start(tmp_path: Path) -> None:
     """A DEVICE that is none ends the process with status 1, and one line says what is right."""
     project = render(tmp_path / "project", {"model_type": "custom"})
-    with service(project, with_stubs(project, {}), DEVICE="cuda:0") as running:
+    with service(project, with_stubs(project, {}), DEVICE="cuda:one") as running:
         assert running.process.wait(START_SECONDS) == 1
-    assert running.log == "DEVICE must be 'cuda', 'mps' or 'cpu'; not 'cuda:0'\n"
+    assert running.log == f"{DEVICES}; not 'cuda:one'\n"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Chooses the device that the model runs on."""
 
 import logging
+import os
 from functools import cache
 
 from serving.settings import settings
@@ -19,7 +20,10 @@ def get_device() -> str:
     """
     if settings.device:
         logger.info("Using %s, as DEVICE says", settings.device)
-        return settings.device
+        device, _, number = settings.device.partition(":")
+        if number:  # the one GPU that this process sees is any framework's first
+            os.environ["CUDA_VISIBLE_DEVICES"] = number
+        return device
     for device in PREFERRED:
         try:
             if name := find(device):

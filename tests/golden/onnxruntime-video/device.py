@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 import sys
 from functools import cache
 
@@ -22,7 +23,10 @@ def get_device() -> str:
     """
     if settings.device:
         logger.info("Using %s, as DEVICE says", settings.device)
-        return settings.device
+        device, _, number = settings.device.partition(":")
+        if number:  # the one GPU that this process sees is any framework's first
+            os.environ["CUDA_VISIBLE_DEVICES"] = number
+        return device
     for device in PREFERRED:
         try:
             if name := find(device):

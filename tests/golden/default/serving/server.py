@@ -35,6 +35,8 @@ class DrainingServer(Server):
             app,
             host=HOST,
             port=settings.port,
+            interface="asgi3",
+            lifespan="on",
             http=settings.http_parser,
             ws="none",
             log_config=None,

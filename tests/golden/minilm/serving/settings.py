@@ -1,9 +1,11 @@
 """All that can be tuned: each field is the environment variable of its name, in capitals."""
 
+import re
 import sys
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BeforeValidator,
     Field,
@@ -21,6 +23,13 @@ def split(value: Any) -> Any:
     return [item for item in map(str.strip, value.split(",")) if item]
 
 
+def check_device(name: str) -> str:
+    """Return the name if it is one of a device. Raises ValueError."""
+    if not re.fullmatch(r"cuda(:\d+)?|mps|cpu", name):
+        raise ValueError("'cuda', 'mps', 'cpu', or 'cuda:1' for the second GPU")
+    return name
+
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -31,8 +40,8 @@ class Settings(BaseSettings):
 
     port: Port = 8000
     """Port to listen on."""
-    device: Literal["cuda", "mps", "cpu"] | None = None
-    """Device to use, taken as it stands; by default the best there is."""
+    device: Annotated[str, AfterValidator(check_device)] | None = None
+    """Device to use, taken as it stands, such as `cuda:1`; by default the best there is."""
     max_upload_mb: PositiveInt = 20
     """Larger bodies are 413."""
     max_bodies_mb: PositiveInt = 512
@@ -74,7 +83,7 @@ def read_settings() -> Settings:
     except ValidationError as error:
         wrong = error.errors()[0]
         name = str(wrong["loc"][0]).upper()
-        rule = wrong["msg"].removeprefix("Input should be ").partition(", unable")[0]
+        rule = re.sub("^(Input should be|Value error,) |, unable.*", "", wrong["msg"])
         sys.exit(f"{name} must be {rule}; not {wrong['input']!r}")
 
 
