@@ -396,7 +396,7 @@ MUTANTS = [
     mutant(
         48,
         "body-read-first",
-        (LIMITS, "elif self.worker.is_full and", "elif False and"),
+        (LIMITS, "may_reject = self.worker.is_full and", "may_reject = False and"),
     ),
     mutant(49, "hangs-on", (WORKER, "> limit and not self.failed:", "> limit and False:")),
     mutant(49, "ends-as-if-all-were-well", (WORKER, "        self.failed = True\n", "")),
@@ -685,7 +685,7 @@ MUTANTS = [
     mutant(
         66,
         "body-read-first",
-        (LIMITS, "elif self.worker.is_full and", "elif False and"),
+        (LIMITS, "may_reject = self.worker.is_full and", "may_reject = False and"),
         **SPEAKS_MODEL_ENGINE,
     ),
     mutant(
@@ -713,10 +713,12 @@ MUTANTS = [
         **SPEAKS_MODEL_ENGINE,
         **STREAMS,
     ),
-    mutant(67, "body-lost-in-silence", (LIMITS, "if is_upgrade and has_body(scope):", "if False:")),
+    mutant(
+        67, "body-lost-in-silence", (SERVER, "reject if loses_body and has_body(scope) else ", "")
+    ),
     mutant(
         67,
         "body-is-the-next-request",
-        (LIMITS, '(b"connection", b"close")', '(b"x-connection", b"close")'),
+        (SERVER, '(b"connection", b"close")', '(b"x-connection", b"close")'),
     ),
 ]

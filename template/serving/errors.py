@@ -54,16 +54,6 @@ class UnsupportedType(ServiceError):
     status, message = 415, "Unsupported content type."
 
 
-class UnsupportedUpgrade(ServiceError):
-    """The request has a body and offers to change the protocol, which loses the body."""
-
-    status = 400
-    message = (
-        "The body cannot be read, as the request offers an upgrade. Send it without the Upgrade "
-        "header, as plain HTTP/1.1, or start the service with HTTP_PARSER=h11."
-    )
-
-
 class NotReady(ServiceError):
     """The model is not loaded, or cannot take requests."""
 

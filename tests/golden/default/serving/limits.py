@@ -12,15 +12,7 @@ from opentelemetry.trace import get_current_span
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import (
-    Busy,
-    TooLarge,
-    TooManyBytes,
-    TooSlow,
-    UnsupportedUpgrade,
-    find_route,
-    respond,
-)
+from serving.errors import Busy, TooLarge, TooManyBytes, TooSlow, find_route, respond
 from serving.settings import settings
 from serving.worker import Worker
 
@@ -59,11 +51,6 @@ class ModelRoute(APIRoute):
         return handle
 
 
-def runs_model(scope: Scope) -> bool:
-    """Tell whether a request is for a route that runs the model."""
-    return scope["method"] == "POST" and isinstance(find_route(scope), ModelRoute)
-
-
 def takes_request_alone(route: RouteContext) -> bool:
     """Tell whether a route has but an endpoint that makes a response of the request."""
     if route.dependencies or not iscoroutinefunction(route.endpoint):
@@ -76,10 +63,9 @@ def takes_request_alone(route: RouteContext) -> bool:
 
 
 class Admission:
-    """Middleware that rejects what cannot be served before its body is read, or its sender asked.
+    """Middleware that rejects a request for the model while its queue is full.
 
-    That is a request for the model while its queue is full, and one whose body is lost. Answers
-    during the drain close their connection, so that nothing more comes on it.
+    It stands before all that reads the body or asks who sent it: most of an overload ends here.
     """
 
     def __init__(self, app: ASGIApp, worker: Worker) -> None:
@@ -88,44 +74,11 @@ class Admission:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or reject it."""
-        if scope["type"] != "http":
+        may_reject = self.worker.is_full and scope.get("method") == "POST"
+        if may_reject and isinstance(find_route(scope), ModelRoute):
+            await respond(Busy(), scope)(scope, receive, send)
+        else:
             await self.app(scope, receive, send)
-            return
-        is_upgrade = settings.http_parser == "httptools" and offers_upgrade(scope)
-
-        async def close(message: Message) -> None:
-            is_start = message["type"] == "http.response.start"
-            if is_start and (is_upgrade or self.worker.is_draining):
-                closing = [*message.get("headers", ()), (b"connection", b"close")]
-                message = {**message, "headers": closing}
-            await send(message)
-
-        answer: ASGIApp = self.app
-        if is_upgrade and has_body(scope):
-            answer = respond(UnsupportedUpgrade(), scope)
-        elif self.worker.is_full and runs_model(scope):
-            answer = respond(Busy(), scope)
-        await answer(scope, receive, close)
-
-
-def offers_upgrade(scope: Scope) -> bool:
-    """Tell whether httptools takes what follows the request's head for another protocol's bytes.
-
-    It does whichever protocol is offered, and to whichever method. So a body is lost, and what
-    comes after it must not be read as the next request.
-    """
-    if scope["method"] == "CONNECT":
-        return True
-    options = {b"connection", b"proxy-connection"}  # the second is no standard, and taken as well
-    return any(name == b"upgrade" for name, _ in scope["headers"]) and any(
-        name in options and b"upgrade" in value.lower() for name, value in scope["headers"]
-    )
-
-
-def has_body(scope: Scope) -> bool:
-    """Tell whether a request declares a body."""
-    headers = dict(scope["headers"])
-    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
 
 class Share:

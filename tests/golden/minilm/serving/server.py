@@ -9,9 +9,10 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn import Config, Server
 
+from serving.errors import ServiceError
 from serving.settings import settings
 from serving.worker import Worker
 
@@ -23,6 +24,63 @@ KEEP_ALIVE_SECONDS = 75
 logger = logging.getLogger(__name__)
 
 
+class UnsupportedUpgrade(ServiceError):
+    """The request has a body and offers to change the protocol, so that its body is lost."""
+
+    status = 400
+    message = (
+        "The body cannot be read, as the request offers an upgrade. Send it without the Upgrade "
+        "header, as plain HTTP/1.1, or start the service with HTTP_PARSER=h11."
+    )
+
+
+class Closing:
+    """Has an answer end its connection: during the drain, and after an upgrade that was offered.
+
+    httptools, whichever protocol is offered and to whichever method, takes what follows such a
+    request's head for that protocol's bytes. So a body is lost, and must not be read as the next
+    request: a route that asks for it gets an error.
+    """
+
+    def __init__(self, app: ASGIApp, server: "DrainingServer") -> None:
+        self.app = app
+        self.server = server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, without its body where that is lost."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        loses_body = settings.http_parser == "httptools" and offers_upgrade(scope)
+
+        async def reject() -> Message:
+            raise UnsupportedUpgrade
+
+        async def close(message: Message) -> None:
+            if message["type"] == "http.response.start" and (loses_body or self.server.should_exit):
+                headers = [*message.get("headers", ()), (b"connection", b"close")]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self.app(scope, reject if loses_body and has_body(scope) else receive, close)
+
+
+def offers_upgrade(scope: Scope) -> bool:
+    """Tell whether httptools takes what follows the request's head for another protocol's bytes."""
+    if scope["method"] == "CONNECT":
+        return True
+    options = {b"connection", b"proxy-connection"}  # the second is no standard, and taken as well
+    return any(name == b"upgrade" for name, _ in scope["headers"]) and any(
+        name in options and b"upgrade" in value.lower() for name, value in scope["headers"]
+    )
+
+
+def has_body(scope: Scope) -> bool:
+    """Tell whether a request declares a body."""
+    headers = dict(scope["headers"])
+    return b"transfer-encoding" in headers or int(headers.get(b"content-length", b"0")) > 0
+
+
 class DrainingServer(Server):
     """Tells on SIGTERM that it will stop, goes on for DRAIN_SECONDS, then finishes what it has."""
 
@@ -32,10 +90,9 @@ class DrainingServer(Server):
         if settings.stop_seconds is not None:
             grace = min(grace, max(0, settings.stop_seconds - settings.drain_seconds))
         config = Config(
-            app,
+            Closing(app, self),
             host=HOST,
             port=settings.port,
-            interface="asgi3",
             lifespan="on",
             http=settings.http_parser,
             ws="none",
