@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from statistics import mean
 
-from files import files
-from overload import floods
-from peers import HOME
-from processes import Loop, Sample, Server, load, looping
-from report import core_share, machine, medians, write
-from starts import starts
-from subjects import BENCHMARKS, Benchmark, Subject, common, standing
-from variants import ROOT
+from benchmarks.files import files
+from benchmarks.overload import floods
+from benchmarks.peers import HOME
+from benchmarks.processes import Loop, Sample, Server, load, looping
+from benchmarks.report import core_share, machine, medians, write
+from benchmarks.starts import starts
+from benchmarks.subjects import BENCHMARKS, Benchmark, Subject, common, standing
+from tests.support.variants import ROOT
 
 QUIET = 0.95
 LIMIT_SECONDS = 1

@@ -5,10 +5,10 @@ import subprocess
 from contextlib import ExitStack
 from statistics import mean
 
-from peers import HOME, python_of
-from processes import HERE, LOAD_CORE, Request, Sample, Server, load
-from starts import memory
-from subjects import Subject, standing
+from benchmarks.peers import HOME, python_of
+from benchmarks.processes import HERE, LOAD_CORE, Request, Sample, Server, load
+from benchmarks.starts import memory
+from benchmarks.subjects import Subject, standing
 
 TIMES = 10
 

@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from environments import CACHE, find_python, found_or_made, locked, run, uv
-from rendering import render
+from tests.support.environments import CACHE, find_python, found_or_made, locked, run, uv
+from tests.support.rendering import render
 
 HERE = Path(__file__).parent
 HOME = CACHE / "benchmarks"

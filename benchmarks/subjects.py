@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from peers import HOME, python_of, weights
-from processes import Request, Server, serving
-from rendering import render
+from benchmarks.peers import HOME, python_of, weights
+from benchmarks.processes import Request, Server, serving
+from tests.support.rendering import render
 
 HERE = Path(__file__).parent
 SERVERS = HERE / "servers"
