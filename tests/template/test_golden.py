@@ -1,31 +1,34 @@
 """The golden renders under tests/golden are what the template renders now."""
 
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 
-from tools.golden import GOLDEN, RENDERS, write
-from tests.support.rendering import files_in
+from tests.support.updating import ANSWERS, contents
 from tests.support.variants import variants
+from tools.golden import GOLDEN, RENDERS, Files, reduced, rendered, whole
+
+MEND = "run `make golden` and look at the diff"
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the same renders, fresh."""
-    folder = tmp_path_factory.mktemp("golden")
-    write(folder)
-    return folder
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Files]:
+    """Return the files of the same renders, fresh."""
+    return rendered(tmp_path_factory.mktemp("golden"))
 
 
 @pytest.mark.parametrize("name", RENDERS)
-def test_golden_render(fresh: Path, name: str) -> None:
+def test_golden_render(fresh: Mapping[str, Files], name: str) -> None:
     """A change to users' files is seen and committed with the change that makes it."""
-    golden = GOLDEN / name
-    assert files_in(fresh / name) == files_in(golden), "run `make golden` and look at the diff"
-    for file in files_in(golden):
-        text = (fresh / name / file).read_text(encoding="utf-8")
-        golden_text = (golden / file).read_text(encoding="utf-8")
-        assert text == golden_text, f"{name}/{file} differs: run `make golden`, look at the diff"
+    golden = whole(name)
+    assert fresh[name].keys() ^ golden.keys() == set(), MEND
+    different = [file for file in golden if fresh[name][file] != golden[file]]
+    assert different == [], MEND
+
+
+def test_nothing_is_stored_twice(fresh: Mapping[str, Files]) -> None:
+    """What a render shares with the default one is stored there alone; nothing old is left."""
+    assert contents(GOLDEN).keys() ^ reduced(fresh).keys() == set(), MEND
 
 
 @pytest.mark.parametrize("axis", ["preset", "model_type", "input_kind", "accelerator"])
@@ -34,7 +37,7 @@ def test_each_choice_has_a_golden_render(axis: str) -> None:
     stored = {
         line.partition(": ")[2]
         for name in RENDERS
-        for line in (GOLDEN / name / ".copier-answers.yml").read_text("utf-8").splitlines()
+        for line in whole(name)[ANSWERS].decode().splitlines()
         if line.startswith(f"{axis}: ")
     }
     assert stored == {getattr(variant, axis) for variant in variants()}
