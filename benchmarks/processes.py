@@ -15,6 +15,8 @@ from typing import Any
 
 import httpx
 
+from tests.support.live import is_alive
+
 Sample = dict[str, Any]
 
 HERE = Path(__file__).parent
@@ -85,7 +87,7 @@ class Server:
         self.signal(signal.SIGKILL)
         self.process.wait()
         deadline = time.monotonic() + END_SECONDS
-        while any(map(runs, members)) and time.monotonic() < deadline:
+        while any(map(is_alive, members)) and time.monotonic() < deadline:
             time.sleep(0.01)
 
     def wait_until(self, request: Request) -> None:
@@ -106,15 +108,6 @@ class Server:
                 last = f"{response.status_code} {response.text}"
             time.sleep(0.1)
         raise RuntimeError(f"{last} from {self.url}:\n{self.log.read_text(errors='replace')}")
-
-
-def runs(pid: int) -> bool:
-    """Tell whether a process runs; one that is dead, but not waited for, has no program."""
-    try:
-        Path(f"/proc/{pid}/exe").readlink()
-    except OSError:
-        return False
-    return True
 
 
 def matches(answer: Any, expected: Any) -> bool:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bench import beside
-from benchmarks.processes import Request, Sample, looping, matches, runs, serving
+from benchmarks.processes import Request, Sample, looping, matches, serving
 from benchmarks.report import FLOORS, Figures, write
 from benchmarks.subjects import BENCHMARKS, form
+from tests.support.live import is_alive
 from tests.support.variants import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -175,5 +176,5 @@ def test_nothing_is_left_running(tmp_path: Path) -> None:
             server.wait_until(wrong)
         members = server.members()
         assert len(members) == 2
-        assert all(map(runs, members))
-    assert not any(map(runs, members))
+        assert all(map(is_alive, members))
+    assert not any(map(is_alive, members))

@@ -69,29 +69,27 @@ def environment(stack: str, *extras: str) -> Path:
 
 @cache
 def _environment(shared: str, *extras: str) -> Path:
-    """Return the environment of this name.
-
-    It is made once for each set of requirements, and found again in the checkout's cache.
-    """
+    """Return the environment of this name, with what its variants declare."""
+    with TemporaryDirectory() as folder:
+        requirements = sorted(_requirements(shared, extras, Path(folder)))
     name = "-".join([shared, *extras])
-    with locked(f"environment-{name}"):
-        with TemporaryDirectory() as folder:
-            requirements = sorted(_requirements(shared, extras, Path(folder)))
-        python = find_python(PYTHONS.get(shared, "3.11")) or sys.executable
-        return found_or_made(CACHE / "environments", name, python, requirements)
+    return found_or_made(name, PYTHONS.get(shared, "3.11"), requirements)
 
 
-def found_or_made(
-    folder: Path, name: str, python: str, requirements: list[str], *options: str
-) -> Path:
-    """Return an environment with these requirements; whoever asks holds the lock of its name."""
+def found_or_made(name: str, version: str, requirements: list[str], *options: str) -> Path:
+    """Return an environment with these requirements.
+
+    It is made once for each set of them, and found again in the checkout's cache.
+    """
+    python = find_python(version) or sys.executable
     made_of = "\n".join([python, *requirements, *options])
     key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
-    path = folder / f"{name}-{key}"
-    if not (path / "complete").exists():
-        print(f"Installing {name} …", flush=True)
-        make(path, python, requirements, *options)
-        (path / "complete").touch()
+    path = CACHE / "environments" / f"{name}-{key}"
+    with locked(f"environment-{name}"):
+        if not (path / "complete").exists():
+            print(f"Installing {name} …", flush=True)
+            make(path, python, requirements, *options)
+            (path / "complete").touch()
     return path
 
 
@@ -99,11 +97,8 @@ def found_or_made(
 def tool(
     name: str, *requirements: str, version: str = "3.11", options: tuple[str, ...] = ()
 ) -> str:
-    """Return the interpreter of an environment for something else than a stack, made once."""
-    python = find_python(version) or sys.executable
-    with locked(f"environment-{name}"):
-        path = found_or_made(CACHE / "environments", name, python, list(requirements), *options)
-    return str(path / "bin" / "python")
+    """Return the interpreter of an environment for something else than a stack."""
+    return str(found_or_made(name, version, list(requirements), *options) / "bin" / "python")
 
 
 @contextmanager
