@@ -23,7 +23,15 @@ from copier import run_copy
 from jinja2 import UndefinedError
 
 from tests.support.rendering import commit_all, files_in, git, render, template_folder
-from tests.support.variants import CONTRACTS, FEATURES, ROOT, choices, questionnaire, questions, table
+from tests.support.variants import (
+    CONTRACTS,
+    FEATURES,
+    ROOT,
+    choices,
+    questionnaire,
+    questions,
+    table,
+)
 
 COPIER = [sys.executable, "-m", "copier"]
 DIALOGUE_SECONDS = 120

@@ -11,7 +11,6 @@ import pytest
 from copier import run_recopy, run_update
 
 from tests.support.environments import run, uv
-from tools.golden import RENDERS
 from tests.support.rendering import commit_all, files_in, git, template_folder
 from tests.support.updating import (
     ANSWERS,
@@ -33,6 +32,7 @@ from tests.support.updating import (
     yours,
 )
 from tests.support.variants import questionnaire, questions, table
+from tools.golden import RENDERS
 
 # A question that a later version has.
 TEAM = """\
