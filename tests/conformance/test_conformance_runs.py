@@ -1,7 +1,6 @@
 """Conformance runs over services that the template did not make, and of deployments at a URL."""
 
 import json
-import os
 import re
 import shutil
 import socket
@@ -14,10 +13,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.support.environments import environment
 from tests.support.live import live
 from tests.support.rendering import render
-from tests.support.updating import change
+from tests.support.updating import change, own_tests, python
 from tests.support.variants import CONTRACTS, FEATURES, ROOT
 
 # Put into the model's load.
@@ -33,8 +31,7 @@ VISIBLE = {19, 20, 21, 22, 23, 24, 25, 26, 31, 32, 33, 52, 53, 67}
 @contextmanager
 def running(folder: Path, log: Path, script: str = "main.py", **env: str) -> Iterator[str]:
     """Run a service on a free port until it is ready, and yield its address."""
-    python = str(environment("custom") / "bin" / "python")
-    with live(folder, python, log, script=script, **env) as service:
+    with live(folder, python(), log, script=script, **env) as service:
         service.ready()
         yield service.url
 
@@ -46,16 +43,7 @@ def conformance(
     patience: str = "8",
 ) -> subprocess.CompletedProcess[str]:
     """Run the conformance tests of a rendered project."""
-    python = environment("custom") / "bin" / "python"
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    return subprocess.run(
-        [*command, tests, *arguments],
-        cwd=project,
-        env=os.environ | {"PATIENCE_SECONDS": patience},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return own_tests(project, tests, *arguments, PATIENCE_SECONDS=patience)
 
 
 def outcomes(project: Path, folder: str = ".conformance") -> dict[str, set[int]]:

@@ -2,18 +2,16 @@
 
 import ast
 import json
-import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.environments import environment
 from tests.support.mutants import MUTANTS, Mutant
 from tests.support.rendering import render
+from tests.support.updating import own_tests
 from tests.support.variants import ROOT
 
 # What a mutant waits for in vain costs so much time.
@@ -43,25 +41,11 @@ def test_mutant_is_killed(
     mutant.apply(project)
     for file in project.rglob("*.py"):
         ast.parse(file.read_text(encoding="utf-8"))
-    python = environment(str(mutant.answers["model_type"])) / "bin" / "python"
-    command = [
-        str(python),
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "tests/conformance",
-    ]
-    command += ["-k", f"test_ms_{mutant.number:02}_"]
-    result = subprocess.run(
-        command,
-        cwd=project,
-        env=os.environ | {"PATIENCE_SECONDS": PATIENCE_SECONDS},
-        capture_output=True,
-        text=True,
-        check=False,
+    result = own_tests(
+        project,
+        *("tests/conformance", "-x", "-k", f"test_ms_{mutant.number:02}_"),
+        stack=str(mutant.answers["model_type"]),
+        PATIENCE_SECONDS=PATIENCE_SECONDS,
     )
     assert result.returncode == 1, result.stdout
     report = json.loads((project / ".conformance" / "report.json").read_text("utf-8"))

@@ -2,13 +2,12 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.rendering import commit_all, git, template_folder
-from tests.support.updating import add_version, append, python, render
+from tests.support.rendering import commit_all, git
+from tests.support.updating import append, python, render, template_repository
 from tests.support.variants import ROOT
 
 # Clones from the folder of repositories, and writes down what a pull request is made of.
@@ -47,10 +46,7 @@ def second_version(template: Path) -> None:
 
 def test_pull_requests(tmp_path: Path) -> None:
     """Who is behind gets one, as a draft where a person is needed; who fails stops nobody."""
-    template = tmp_path / "template"
-    shutil.copytree(template_folder(), template)
-    add_version(template, 1, lambda _: None)
-    add_version(template, 2, second_version)
+    template = template_repository(tmp_path / "template", second_version)
     remotes, bin_folder = tmp_path / "remotes", tmp_path / "bin"
     bin_folder.mkdir()
     for name, version in (("behind", 1), ("edited", 1), ("current", 2)):

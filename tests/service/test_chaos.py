@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.live import Live, wait_for
+from tests.support.live import Live, receive_all, wait_for
 from tests.support.proxies import haproxy, nginx
 from tests.support.slow_service import ask, calls, document, slow_service, started
 
@@ -58,15 +58,6 @@ def connect(service: Live) -> socket.socket:
     return service.connect(PATIENCE_SECONDS)
 
 
-def receive(connection: socket.socket) -> bytes:
-    """Return all that comes until the service closes the connection."""
-    answer = b""
-    with suppress(ConnectionResetError):
-        while received := connection.recv(65536):
-            answer += received
-    return answer
-
-
 def get(connection: socket.socket) -> None:
     """Ask for /health, and leave the connection open."""
     connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -106,7 +97,7 @@ LONG = 1000 * b"a"
 
 def nothing(connection: socket.socket) -> bytes:
     """Connect, and send nothing."""
-    return receive(connection)
+    return receive_all(connection)
 
 
 def head(connection: socket.socket) -> bytes:
@@ -130,13 +121,13 @@ def test_slow_head(front: Live, slow: Callable[[socket.socket], bytes]) -> None:
 def no_body(connection: socket.socket) -> bytes:
     """Announce a body, and send none of it."""
     connection.sendall(HEAD + b"Content-Length: 50\r\n\r\n")
-    return receive(connection)
+    return receive_all(connection)
 
 
 def half_a_body(connection: socket.socket) -> bytes:
     """Send half of a body."""
     connection.sendall(HEAD + b'Content-Length: 50\r\n\r\n{"values": [')
-    return receive(connection)
+    return receive_all(connection)
 
 
 def body(connection: socket.socket) -> bytes:
@@ -168,7 +159,7 @@ def test_refused_before_its_body(service: Live) -> None:
             b"POST /infer HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
             b"Content-Length: 1000000000\r\nExpect: 100-continue\r\n\r\n"
         )
-        answer = receive(connection)  # until the service ends the connection
+        answer = receive_all(connection)  # until the service ends the connection
     assert answer.startswith(b"HTTP/1.1 413 "), answer
     assert b"\r\nconnection: close\r\n" in answer.lower()
 
@@ -233,7 +224,7 @@ def test_endless_head(front: Live) -> None:
         with suppress(OSError):
             for _ in range(200):
                 connection.sendall(2**20 * b"a")
-        assert receive(connection)[:12] in {b"", b"HTTP/1.1 400"}
+        assert receive_all(connection)[:12] in {b"", b"HTTP/1.1 400"}
     assert memory(front) - before < 20
 
 

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from io import BytesIO
@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from tests.support.environments import run
-from tests.support.live import live
+from tests.support.live import live, receive_all
 from tests.support.malformed import MAKE_MEDIA, Malformed, corpus, pictures
 from tests.support.rendering import render
 from tests.support.updating import python
@@ -196,12 +196,16 @@ def service(kind: str, isolation: tuple[str, ...], services: Start) -> Iterator[
     assert running.megabytes("VmHWM") - peak < TOLERATED_MB
 
 
+def files_of(script: str, folder: Path) -> Path:
+    """Run a script that writes files into a folder, and return the folder."""
+    run([python(), "-c", script, str(folder)])
+    return folder
+
+
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with hostile clips."""
-    folder = tmp_path_factory.mktemp("clips")
-    run([python(), "-c", MAKE_CLIPS, str(folder)])
-    return folder
+    return files_of(MAKE_CLIPS, tmp_path_factory.mktemp("clips"))
 
 
 def cases(names: Callable[[str], Any], kinds: list[str] = KINDS) -> pytest.MarkDecorator:
@@ -610,10 +614,7 @@ def test_wrong_length(service: Service, name: str) -> None:
         body = part(service.form_field, b"not much", FILE)
         connection.sendall(request % (service.route.encode(), content_type, LENGTHS[name], body))
         connection.shutdown(socket.SHUT_WR)
-        answer = b""
-        with suppress(ConnectionResetError):
-            while received := connection.recv(65536):
-                answer += received
+        answer = receive_all(connection)
     assert all(400 <= int(status) < 500 for status in re.findall(rb"HTTP/1.1 (\d+)", answer))
 
 
@@ -637,9 +638,7 @@ def test_memory_after_200_bombs(service: Service, clips: Path) -> None:
 @pytest.fixture(scope="module")
 def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a recording or a clip of each container."""
-    folder = tmp_path_factory.mktemp("media")
-    run([python(), "-c", MAKE_MEDIA, str(folder)])
-    return folder
+    return files_of(MAKE_MEDIA, tmp_path_factory.mktemp("media"))
 
 
 def bases(service: Service, media: Path) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from socket import socket
 import httpx
 import pytest
 
-from tests.support.live import Live, wait_for
+from tests.support.live import Live, receive_all, wait_for
 from tests.support.slow_service import ask, calls, document, fill, slow_service, started
 from tests.support.updating import change
 
@@ -131,10 +131,7 @@ def send(connection: socket, *packets: bytes) -> None:
 
 def answers(connection: socket) -> list[tuple[int, bytes, bytes]]:
     """Return the status, head and body of all answers until the service closes the connection."""
-    received = b""
-    with suppress(ConnectionResetError):
-        while data := connection.recv(65536):
-            received += data
+    received = receive_all(connection)
     found = []
     while received:
         start, _, received = received.partition(b"\r\n\r\n")

@@ -68,6 +68,15 @@ def is_alive(pid: int) -> bool:
     return False
 
 
+def receive_all(connection: socket.socket) -> bytes:
+    """Return all that comes until the service closes the connection."""
+    answer = b""
+    with suppress(ConnectionResetError):
+        while received := connection.recv(65536):
+            answer += received
+    return answer
+
+
 @contextmanager
 def live(
     folder: Path, python: str, log: Path, *, script: str = "main.py", **env: str

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ import yaml
 from copier import run_copy, run_update
 
 from tests.support.environments import environment, uv
-from tests.support.rendering import commit_all, files_in
+from tests.support.rendering import commit_all, files_in, template_folder
 from tests.support.variants import questionnaire
 
 ANSWERS = ".copier-answers.yml"
@@ -88,6 +89,22 @@ def add_version(repository: Path, number: int, make: Callable[[Path], None]) -> 
     """Change the template, and release it."""
     make(repository)
     commit_all(repository, f"Version {number}", tag=f"v{number}.0.0")
+
+
+def template_repository(folder: Path, *makes: Callable[[Path], None]) -> Path:
+    """Make a git repository of the template: version 1 as it is now, and one for each change."""
+    shutil.copytree(template_folder(), folder)
+    commit_all(folder, "Version 1", tag="v1.0.0")
+    for number, make in enumerate(makes, 2):
+        add_version(folder, number, make)
+    return folder
+
+
+def with_version(repository: Path, folder: Path, number: int, make: Callable[[Path], None]) -> Path:
+    """Return a copy of such a repository that has one more version."""
+    shutil.copytree(repository, folder)
+    add_version(folder, number, make)
+    return folder
 
 
 def tags(repository: Path) -> list[str]:
@@ -185,15 +202,17 @@ def add_to_main(project: Path, code: str) -> None:
 
 
 @cache
-def python() -> str:
+def python(stack: str = "custom") -> str:
     """Return an interpreter for the services' own tests."""
-    return str(environment("custom") / "bin" / "python")
+    return str(environment(stack) / "bin" / "python")
 
 
-def own_tests(project: Path, *tests: str) -> subprocess.CompletedProcess[str]:
+def own_tests(
+    project: Path, *tests: str, stack: str = "custom", **env: str
+) -> subprocess.CompletedProcess[str]:
     """Run some of a service's own tests."""
-    command = [python(), "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    env = os.environ | {"UV": uv()}  # as `uv run` has it
+    command = [python(stack), "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    env = os.environ | {"UV": uv()} | env  # as `uv run` has it
     return subprocess.run(
         command, cwd=project, env=env, capture_output=True, text=True, check=False
     )

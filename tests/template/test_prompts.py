@@ -23,6 +23,7 @@ from copier import run_copy
 from jinja2 import UndefinedError
 
 from tests.support.rendering import commit_all, files_in, git, render, template_folder
+from tests.support.updating import template_repository
 from tests.support.variants import (
     CONTRACTS,
     FEATURES,
@@ -85,10 +86,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the template as a git repository with a version, as users copy from."""
-    folder = tmp_path_factory.mktemp("repository") / "template"
-    shutil.copytree(template_folder(), folder)
-    commit_all(folder, "The template", tag="v1.0.0")
-    return folder
+    return template_repository(tmp_path_factory.mktemp("repository") / "template")
 
 
 def copier(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

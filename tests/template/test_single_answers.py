@@ -5,7 +5,6 @@ inference.py stays byte for byte, and main.py is what a fresh render of the new 
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from copier import run_copy, run_update
 
 from tests.support.edits import add_a_router, rewrite_the_model
 from tests.support.rendering import commit_all, git, template_folder
-from tests.support.updating import ANSWERS, answers_of, conflicts, render
+from tests.support.updating import ANSWERS, answers_of, conflicts, render, template_repository
 from tests.support.variants import choices, questions, table
 
 # What can be answered to a question without choices.
@@ -83,9 +82,7 @@ def rejection(answers: dict[str, Any], question: str, value: Any) -> str | None:
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a function that renders a service, once, with a model and edits of its owner's."""
-    repository = tmp_path_factory.mktemp("repository") / "template"
-    shutil.copytree(template_folder(), repository)
-    commit_all(repository, "Version 1", tag="v1.0.0")
+    repository = template_repository(tmp_path_factory.mktemp("repository") / "template")
     made: dict[str, Path] = {}
 
     def service(name: str) -> Path:

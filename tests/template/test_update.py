@@ -1,7 +1,6 @@
 """Updates over versions of the template, of services as they came and of services that live."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +10,11 @@ import pytest
 from copier import run_recopy, run_update
 
 from tests.support.environments import run, uv
-from tests.support.rendering import commit_all, files_in, git, template_folder
+from tests.support.rendering import commit_all, files_in, git
 from tests.support.updating import (
     ANSWERS,
     GREETER,
     GREETER_TEST,
-    add_version,
     answers_of,
     append,
     change,
@@ -28,7 +26,9 @@ from tests.support.updating import (
     put_model,
     python,
     render,
+    template_repository,
     update,
+    with_version,
     yours,
 )
 from tests.support.variants import questionnaire, questions, table
@@ -61,11 +61,7 @@ def second_version(repository: Path) -> None:
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a git repository with two versions of the template, the first as it is now."""
-    folder = tmp_path_factory.mktemp("repository") / "template"
-    shutil.copytree(template_folder(), folder)
-    add_version(folder, 1, lambda _: None)
-    add_version(folder, 2, second_version)
-    return folder
+    return template_repository(tmp_path_factory.mktemp("repository") / "template", second_version)
 
 
 def test_files_are_declared_once() -> None:
@@ -352,9 +348,7 @@ def test_choice_that_is_gone(repository: Path, tmp_path: Path) -> None:
         text = re.sub(r"^    custom:\n(      .*\n)+", "", text, flags=re.MULTILINE)
         (template / "copier.yml").write_text(text, encoding="utf-8")
 
-    later = tmp_path / "template"
-    shutil.copytree(repository, later)
-    add_version(later, 3, third_version)
+    later = with_version(repository, tmp_path / "template", 3, third_version)
     project = render(later, tmp_path / "service", model_type="custom", accelerator="cpu")
     update(project)
     assert answers_of(project)["model_type"] == "pytorch"
@@ -370,9 +364,7 @@ def test_endpoint_that_is_taken(repository: Path, tmp_path: Path) -> None:
     def third_version(template: Path) -> None:
         change(template / "copier.yml", '"[health, ready,', '"[health, look, ready,')
 
-    later = tmp_path / "template"
-    shutil.copytree(repository, later)
-    add_version(later, 3, third_version)
+    later = with_version(repository, tmp_path / "template", 3, third_version)
     project = render(later, tmp_path / "service", model_type="custom", endpoint="look")
     update(project)
     assert answers_of(project)["endpoint"] == "classify"
@@ -409,9 +401,7 @@ def test_questions_come_and_go(repository: Path, tmp_path: Path) -> None:
                 file.write_bytes(content.replace(b"startup_minutes", b"10"))
         append(template / "template" / WORKER, "# Of version 3\n")
 
-    later = tmp_path / "template"
-    shutil.copytree(repository, later)
-    add_version(later, 3, third_version)
+    later = with_version(repository, tmp_path / "template", 3, third_version)
     project = render(later, tmp_path / "service", version=2, startup_minutes=45)
     update(project)
     assert answers_of(project)["team"] == "nobody"
@@ -448,9 +438,7 @@ def test_feature_that_is_new(repository: Path, tmp_path: Path) -> None:
             (template / "template" / "serving" / f"{name}.py").write_text("NEW = 3\n", "utf-8")
         append(template / "template" / WORKER, "# Of version 3\n")
 
-    later = tmp_path / "template"
-    shutil.copytree(repository, later)
-    add_version(later, 3, third_version)
+    later = with_version(repository, tmp_path / "template", 3, third_version)
     new = {"serving/playground.py", "serving/team.py"}
     for name, answers, expected in (
         ("defaults", {}, set()),
@@ -471,13 +459,11 @@ def test_feature_that_is_new(repository: Path, tmp_path: Path) -> None:
 
 def test_version_by_version(repository: Path, tmp_path: Path) -> None:
     """Two updates in a row end where one over both versions ends."""
-    later = tmp_path / "template"
-    shutil.copytree(repository, later)
-    add_version(
-        later,
-        3,
-        lambda template: append(template / "template" / "serving" / "limits.py.jinja", "# Three\n"),
-    )
+
+    def third_version(template: Path) -> None:
+        append(template / "template" / "serving" / "limits.py.jinja", "# Three\n")
+
+    later = with_version(repository, tmp_path / "template", 3, third_version)
     projects = [render(later, tmp_path / name, input_kind="json") for name in ("slow", "fast")]
     for project in projects:
         put_model(project, GREETER)
@@ -497,9 +483,7 @@ def test_file_that_becomes_the_users(repository: Path, tmp_path: Path) -> None:
         change(template / "copier.yml", '  - "*.onnx"\n', '  - "*.onnx"\n  - k8s.yaml\n')
         append(template / "template" / "k8s.yaml.jinja", "# Of version 3\n")
 
-    later = tmp_path / "template"
-    shutil.copytree(repository, later)
-    add_version(later, 3, third_version)
+    later = with_version(repository, tmp_path / "template", 3, third_version)
     project = render(later, tmp_path / "service", version=2)
     append(project / "k8s.yaml", "# Mine\n")
     before = (project / "k8s.yaml").read_bytes()

@@ -18,6 +18,7 @@ import yaml
 from copier import run_copy
 
 from tests.support.rendering import commit_all, git, template_folder
+from tests.support.updating import append, template_repository
 
 # GitHub's command, which notes its arguments and knows the issue that $ISSUE names.
 GH = f"""#!{sys.executable}
@@ -46,13 +47,11 @@ class Run:
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a git repository with two versions of the template."""
-    folder = tmp_path_factory.mktemp("repository") / "template"
-    shutil.copytree(template_folder(), folder)
-    commit_all(folder, "Version 1", tag="v1.0.0")
-    with (folder / "template" / "serving" / "worker.py").open("a", encoding="utf-8") as worker:
-        worker.write("# Of version 2.\n")
-    commit_all(folder, "Version 2", tag="v2.0.0")
-    return folder
+
+    def second_version(template: Path) -> None:
+        append(template / "template" / "serving" / "worker.py", "# Of version 2.\n")
+
+    return template_repository(tmp_path_factory.mktemp("repository") / "template", second_version)
 
 
 @pytest.fixture
