@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.live import is_alive
+from tests.support.live import free_port, is_alive
 
 Sample = dict[str, Any]
 
@@ -132,9 +131,7 @@ def serving(
     command: list[str], folder: Path, env: Mapping[str, str], log: Path, cores: int = 1
 ) -> Iterator[Server]:
     """Start a server on a free port, on the server's core or more; leave nothing of it running."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     command = [part.replace("{port}", port) for part in command]
     with log.open("wb") as output:
         process = subprocess.Popen(

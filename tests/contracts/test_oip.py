@@ -5,11 +5,9 @@ import gzip
 import json
 import math
 import random
-import socket
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +15,16 @@ import httpx
 import pytest
 import schemathesis
 from schemathesis import Config
-from schemathesis.engine import events, from_schema
 
 from tests.support.clients import address_of, check, driver
+from tests.support.fuzzing import exchanges
 from tests.support.live import Live, live, wait_for
-from tests.support.rendering import render
+from tests.support.open_inference import HEADER, INFER, MODEL, binary, make, started, tensor
 from tests.support.updating import put_model, python
 from tests.support.variants import choices, table
 
 # One worker has all of them, and so one process for each client.
 pytestmark = pytest.mark.xdist_group("open-inference")
-
-MODEL = "/v2/models/my-model-server"
-INFER = f"{MODEL}/infer"
-HEADER = "Inference-Header-Content-Length"
 
 # A model that answers with what it is given.
 MODEL_FILE = """
@@ -209,39 +203,12 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         assert "Traceback" not in service.log
 
 
-def make(folder: Path, **answers: Any) -> Path:
-    """Render a service that needs no framework."""
-    axes = {"model_type": "custom", "accelerator": "cpu", "contracts": ["oip-grpc"]}
-    return render(folder, axes | answers)
-
-
-@contextmanager
-def started(project: Path, log: Path, **env: str) -> Iterator[Live]:
-    """Run a service, and wait until it answers in both protocols."""
-
-    def is_open() -> bool:
-        with suppress(OSError):
-            socket.create_connection(("127.0.0.1", service.grpc_port), timeout=5).close()
-            return True
-        return False
-
-    with live(project, python(), log, **env) as service:
-        service.ready()
-        wait_for(is_open, seconds=60, complaint=lambda: service.log)
-        yield service
-
-
 def refused(response: httpx.Response, status: int, words: str = "") -> None:
     """See that an answer is an error in the protocol's form, with these words."""
     assert response.status_code == status, response.text
     assert list(response.json()) == ["error"]
     assert words in response.json()["error"]
     assert len(response.json()["error"]) <= 1000
-
-
-def tensor(name: str, datatype: str, shape: list[Any], data: Any, **more: Any) -> dict[str, Any]:
-    """Return a tensor of a request."""
-    return {"name": name, "datatype": datatype, "shape": shape, "data": data} | more
 
 
 def infer(service: Live, *inputs: dict[str, Any], **more: Any) -> httpx.Response:
@@ -422,13 +389,6 @@ def test_bad_tensors(echo: Live) -> None:
     big = infer(echo, one, parameters={"count": 2**63})
     assert big.status_code == 200  # the tensor's value counts
     refused(infer(echo, tensor("flag", "BOOL", [1], [True]), parameters={"count": 2**63}), 400)
-
-
-def binary(inputs: list[dict[str, Any]], behind: bytes, length: str | None = None) -> Any:
-    """Return a request with these bytes behind its JSON."""
-    head = json.dumps({"inputs": inputs}).encode()
-    length = str(len(head)) if length is None else length
-    return {"content": head + behind, "headers": {HEADER: length}}
 
 
 def binary_request(name: str, datatype: str, shape: list[int], data: bytes) -> Any:
@@ -636,21 +596,6 @@ def test_described(echo: Live) -> None:
     }
     schema = schemathesis.openapi.from_dict(document, config=Config.from_dict(config))
     schema.config.update(base_url=echo.url)
-    failures: list[str] = []
-    asked: set[tuple[str, int]] = set()
-    for event in from_schema(schema).execute():
-        assert not isinstance(event, events.NonFatalError | events.FatalError), event
-        if not isinstance(event, events.ScenarioFinished):
-            continue
-        for name, node in event.recorder.cases.items():
-            case, response = node.value, event.recorder.interactions[name].response
-            assert response
-            asked.add((case.path, response.status_code))
-            failures += [
-                f"{case}\n{result.failure_info.failure}\n{response.status_code} {response.text}"
-                for result in event.recorder.checks.get(name, [])
-                if result.failure_info
-            ]
-    assert not failures, "\n\n".join(failures)
+    asked = {(case.path, response.status_code) for case, response in exchanges(schema)}
     assert {path for path, status in asked if status == 200} == set(document["paths"])
     assert (INFER.replace("my-model-server", "{model}"), 400) in asked

@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.contracts.test_oip import INFER, binary, make, started, tensor
 from tests.support.clients import driver
 from tests.support.live import Live
+from tests.support.open_inference import INFER, binary, make, started, tensor
 from tests.support.updating import put_model
 
 pytestmark = pytest.mark.xdist_group("open-inference")

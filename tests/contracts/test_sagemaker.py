@@ -13,8 +13,7 @@ import httpx
 import pytest
 
 from tests.support.environments import run, tool
-from tests.support.live import Live, live, wait_for
-from tests.support.proxies import free_port
+from tests.support.live import Live, free_port, live, wait_for
 from tests.support.rendering import render
 from tests.support.slow_service import ask, calls, document, slow_service, started
 from tests.support.updating import put_model, python

@@ -19,10 +19,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.test_openapi import export, validate
 from tests.support.environments import run, tool
-from tests.support.live import Live, live, wait_for
-from tests.support.proxies import free_port
+from tests.support.live import Live, free_port, live, wait_for
+from tests.support.openapi import export, validate
 from tests.support.rendering import render
 from tests.support.updating import add_to_main, change, python
 

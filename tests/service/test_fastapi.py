@@ -11,8 +11,7 @@ import httpx
 import pytest
 
 from tests.support.environments import run, tool
-from tests.support.live import Live, live, wait_for
-from tests.support.proxies import free_port
+from tests.support.live import Live, free_port, live, wait_for
 from tests.support.rendering import render
 from tests.support.updating import add_to_main, change, own_tests, put_model, python
 

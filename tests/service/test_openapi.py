@@ -6,10 +6,10 @@ from typing import Any
 
 import httpx
 import pytest
-from openapi_spec_validator import OpenAPIV30SpecValidator, OpenAPIV31SpecValidator
 
 from tests.support.environments import run, tool
 from tests.support.live import live
+from tests.support.openapi import export, validate
 from tests.support.rendering import render
 from tests.support.updating import put_model, python
 from tests.support.variants import choices, example_of, table
@@ -108,22 +108,6 @@ def make_project(folder: Path, **answers: Any) -> Path:
     features = ["observability", "openapi-export"]
     axes = {"model_type": "custom", "accelerator": "cpu", "features": features}
     return render(folder, axes | answers)
-
-
-def export(project: Path, folder: Path) -> dict[str, Any]:
-    """Have the service write its documents, and return them."""
-    printed = run([python(), "-m", "serving.openapi_export", str(folder)], cwd=project)
-    files = [Path(line) for line in printed.splitlines()]
-    assert [file.name for file in files] == ["openapi.json", "openapi-3.0.json", "metadata.json"]
-    return {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
-
-
-def validate(documents: dict[str, Any]) -> None:
-    """Both documents are valid, each as what it says it is."""
-    OpenAPIV31SpecValidator(documents["openapi.json"]).validate()
-    OpenAPIV30SpecValidator(documents["openapi-3.0.json"]).validate()
-    assert documents["openapi.json"]["openapi"].startswith("3.1.")
-    assert documents["openapi-3.0.json"]["openapi"] == "3.0.3"
 
 
 @pytest.mark.parametrize("kind", choices("input_kind"))

@@ -17,10 +17,10 @@ from PIL import Image
 from schemathesis import Case, Config, HookContext, Response
 from schemathesis.core.failures import AcceptedNegativeData, Failure
 from schemathesis.core.parameters import ParameterLocation
-from schemathesis.engine import events, from_schema
 from schemathesis.openapi.checks import RejectedPositiveData
 
 from tests.support.environments import environment, run
+from tests.support.fuzzing import exchanges
 from tests.support.live import live
 from tests.support.rendering import render
 from tests.support.updating import put_model
@@ -232,28 +232,15 @@ def check(address: str, oracle: Oracle, examples: int) -> None:
         for name in content_types - {FORM}:
             schemathesis.openapi.media_type(name, files)
 
-    failures: list[str] = []
     statuses: set[int] = set()
     answered: set[str | None] = set()
-    for event in from_schema(api).execute():
-        assert not isinstance(event, events.NonFatalError | events.FatalError), event
-        if not isinstance(event, events.ScenarioFinished):
-            continue
-        for name, node in event.recorder.cases.items():
-            case, response = node.value, event.recorder.interactions[name].response
-            assert response, f"no answer to {case}"
-            if response.status_code >= 400:
-                assert response.json()["detail"]
-            if case.path == route:
-                statuses.add(response.status_code)
-                if response.status_code == 200:
-                    answered.add(case.media_type)
-            failures += [
-                f"{case}\n{result.failure_info.failure}\n{response.status_code} {response.text}"
-                for result in event.recorder.checks.get(name, [])
-                if result.failure_info
-            ]
-    assert not failures, "\n\n".join(failures)
+    for case, response in exchanges(api):
+        if response.status_code >= 400:
+            assert response.json()["detail"]
+        if case.path == route:
+            statuses.add(response.status_code)
+            if response.status_code == 200:
+                answered.add(case.media_type)
     assert answered == content_types
     assert statuses == {200, 400, 405, 415, 422}
     # Schemathesis does not look at the answers to other methods and content types.

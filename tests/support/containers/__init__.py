@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,8 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tests.support.live import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -151,7 +152,7 @@ def running(
     arguments: Sequence[str] = (),
 ) -> Iterator[Container]:
     """Run the image with nothing that it does not need: no root to write to, no privileges."""
-    name, host_port = f"test-{uuid.uuid4().hex[:12]}", _free_port()
+    name, host_port = f"test-{uuid.uuid4().hex[:12]}", free_port()
     command = [engine(), "run", "--detach", f"--name={name}", "--memory=2g"]
     command += ["--read-only", "--tmpfs=/tmp", "--cap-drop=all"]
     command += ["--security-opt=no-new-privileges", f"--publish=127.0.0.1:{host_port}:{port}"]
@@ -211,12 +212,6 @@ def _wheel_versions() -> Iterator[tuple[str, str]]:
 def _exists(image: str) -> bool:
     command = [engine(), "image", "inspect", image]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def _run(
