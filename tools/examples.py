@@ -65,20 +65,10 @@ def linear(path: Path, weights: np.ndarray, bias: np.ndarray) -> None:
     onnx.save(model, str(path))
 
 
-def file(condition: str, name: str) -> Path:
-    """Return the template's path of a file that is rendered under a condition."""
-    return TEMPLATE / f"{{% if {condition} %}}{name}{{% endif %}}"
-
-
-def onnx_file(kinds: str) -> Path:
-    """Return the template's path of the model.onnx for some input kinds."""
-    return file(f"linear and model_type == 'onnxruntime' and {kinds}", "model.onnx")
-
-
 if __name__ == "__main__":
-    picture(file("preset == 'none' and example == 'example.png'", "example.png"))
-    tone(file("linear and example == 'example.wav'", "example.wav"))
-    clip(file("example == 'example.mp4'", "example.mp4"))
+    picture(TEMPLATE / "example.png")
+    tone(TEMPLATE / "example.wav")
+    clip(TEMPLATE / "example.mp4")
 
     colors = [
         (0, 0, 0),
@@ -95,18 +85,17 @@ if __name__ == "__main__":
         (120, 70, 20),
     ]
     palette = np.array(colors, dtype=np.float32) / 255
-    pixels = onnx_file("input_kinds[input_kind].media == 'image'")
-    linear(pixels, 2 * palette.T, -np.square(palette).sum(axis=1))
+    linear(TEMPLATE / "nearest-color.onnx", 2 * palette.T, -np.square(palette).sum(axis=1))
 
     window, semitones = 1024, np.arange(-21, 16)
     phases = 2 * np.pi * np.outer(np.arange(window), 440 * 2.0 ** (semitones / 12)) / RATE
     notes = np.hanning(window)[:, None] * np.hstack([np.cos(phases), np.sin(phases)])
-    linear(onnx_file("input_kind == 'audio'"), notes.astype("f4"), np.zeros(74, dtype="f4"))
+    linear(TEMPLATE / "loudest-note.onnx", notes.astype("f4"), np.zeros(74, dtype="f4"))
 
     linear(
-        onnx_file("input_kind == 'video'"),
+        TEMPLATE / "frame-difference.onnx",
         np.array([[-1], [1]], dtype="f4"),
         np.zeros(1, dtype="f4"),
     )
     trend = np.array([[-0.5], [0], [0.5], [1]], dtype="f4")
-    linear(onnx_file("input_kind == 'json'"), trend, np.zeros(1, dtype="f4"))
+    linear(TEMPLATE / "linear-trend.onnx", trend, np.zeros(1, dtype="f4"))
