@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.variants import ROOT
+
 KNOWN_LINES = (
     "Region-based segmentation",
     "Let us first determine markers of the coins and the",
