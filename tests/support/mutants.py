@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support.updating import change
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -24,10 +26,7 @@ class Mutant:
             old, new = self.moved
             (project / old).rename(project / new)
         for name, old, new in self.edits:
-            file = project / name
-            text = file.read_text(encoding="utf-8")
-            assert old in text, f"{old!r} is not in {name}: the mutant needs other words"
-            file.write_text(text.replace(old, new), encoding="utf-8")
+            change(project / name, old, new)
 
 
 def mutant(number: int, name: str, *edits: tuple[str, str, str], **answers: Any) -> Mutant:

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -339,6 +340,16 @@ def test_recopy(repository: Path, tmp_path: Path) -> None:
     assert SENTINEL in (project / "serving" / "worker.py").read_text(encoding="utf-8")
 
 
+def updated_to(
+    make: Callable[[Path], None], repository: Path, folder: Path, **answers: Any
+) -> Path:
+    """Render a service, and update it to a version that is made then."""
+    later = with_version(repository, folder / "template", 3, make)
+    project = render(later, folder / "service", **answers)
+    update(project)
+    return project
+
+
 def test_choice_that_is_gone(repository: Path, tmp_path: Path) -> None:
     """An answer that is no longer a choice is replaced in silence; the service's tests tell."""
 
@@ -348,9 +359,9 @@ def test_choice_that_is_gone(repository: Path, tmp_path: Path) -> None:
         text = re.sub(r"^    custom:\n(      .*\n)+", "", text, flags=re.MULTILINE)
         (template / "copier.yml").write_text(text, encoding="utf-8")
 
-    later = with_version(repository, tmp_path / "template", 3, third_version)
-    project = render(later, tmp_path / "service", model_type="custom", accelerator="cpu")
-    update(project)
+    project = updated_to(
+        third_version, repository, tmp_path, model_type="custom", accelerator="cpu"
+    )
     assert answers_of(project)["model_type"] == "pytorch"
     result = own_tests(project, "tests/conformance/test_template.py")
     assert result.returncode == 1
@@ -364,9 +375,7 @@ def test_endpoint_that_is_taken(repository: Path, tmp_path: Path) -> None:
     def third_version(template: Path) -> None:
         change(template / "copier.yml", '"[health, ready,', '"[health, look, ready,')
 
-    later = with_version(repository, tmp_path / "template", 3, third_version)
-    project = render(later, tmp_path / "service", model_type="custom", endpoint="look")
-    update(project)
+    project = updated_to(third_version, repository, tmp_path, model_type="custom", endpoint="look")
     assert answers_of(project)["endpoint"] == "classify"
     result = own_tests(project, "tests/conformance/test_template.py")
     assert result.returncode == 1
