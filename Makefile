@@ -26,7 +26,7 @@ golden: .venv/complete
 	$(VENV)/python -m tools.golden
 
 docs: .venv/complete
-	$(VENV)/python -m tools.docs
+	$(VENV)/python -m tools.docs_prompts
 
 bench: .venv/complete
 	@$(VENV)/python -m benchmarks.bench --only '$(ONLY)' --subjects '$(SUBJECTS)' --seconds '$(SECONDS)' --repeats '$(REPEATS)'

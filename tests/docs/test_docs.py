@@ -12,7 +12,7 @@ from tests.support.environments import environment
 from tests.support.rendering import files_in, render
 from tests.support.updating import yours
 from tests.support.variants import CONTRACTS, ROOT, choices, questions
-from tools import docs
+from tools import docs_prompts
 
 SKIPPED = {".venv", ".cache", ".demo", ".git", "golden"}
 DOCUMENTS = sorted(
@@ -53,8 +53,8 @@ def rendered_tests(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_prompts_are_written_anew() -> None:
     """docs/prompts.md is what copier.yml gives; it names every question and choice by itself."""
-    text = docs.PAGE.read_text(encoding="utf-8")
-    assert text == docs.page(), "run `make docs`"
+    text = docs_prompts.PAGE.read_text(encoding="utf-8")
+    assert text == docs_prompts.page(), "run `make docs`"
     assert re.findall(r"^### `(\w+)`$", text, re.MULTILINE) == list(questions())
 
 
@@ -66,7 +66,7 @@ def test_readme_lists_the_questions() -> None:
     assert list(rows) == list(questions())
     for name, question in questions().items():
         values = re.findall(r"`([^`]*)`", rows[name])
-        default = docs.defaults()[name]
+        default = docs_prompts.defaults()[name]
         if "choices" in question:
             assert sorted(values) == sorted(choices(name))
             several = default if question.get("multiselect") else [default]

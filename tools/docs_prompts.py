@@ -14,7 +14,7 @@ HEAD = """\
 # Prompts
 
 Every question, in the order in which they are asked; below them, what goes with what. This page is
-written by `tools/docs.py` from `copier.yml`.
+written by `tools/docs_prompts.py` from `copier.yml`.
 
 `copier copy` asks. `--defaults` takes the defaults, `-d name=value` gives one answer and may be
 repeated; it also answers a question that is not asked. `copier update -d name=value` changes an
