@@ -14,7 +14,7 @@ from tests.support.updating import yours
 from tests.support.variants import CONTRACTS, ROOT, choices, questions
 from tools import docs_prompts
 
-SKIPPED = {".venv", ".cache", ".demo", ".git", "golden"}
+SKIPPED = {".venv", ".cache", ".demo", ".git", ".pytest_cache", "golden"}
 DOCUMENTS = sorted(
     path for path in ROOT.rglob("*.md") if not SKIPPED & set(path.relative_to(ROOT).parts)
 )
