@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test golden docs bench release clean
 
 demo:
-	@$(PYTHON) tests/demo/demo.py
+	@$(PYTHON) tools/demo.py
 
 test: .venv/complete
 	$(VENV)/ruff format --check .
@@ -23,16 +23,16 @@ test: .venv/complete
 	$(VENV)/pytest --numprocesses $(WORKERS) --dist loadgroup
 
 golden: .venv/complete
-	$(VENV)/python tests/golden.py
+	$(VENV)/python -m tools.golden
 
 docs: .venv/complete
-	$(VENV)/python tests/docs_prompts.py
+	$(VENV)/python -m tools.docs_prompts
 
 bench: .venv/complete
-	@PYTHONPATH=tests $(VENV)/python benchmarks/bench.py --only '$(ONLY)' --subjects '$(SUBJECTS)' --seconds '$(SECONDS)' --repeats '$(REPEATS)'
+	@$(VENV)/python -m benchmarks.bench --only '$(ONLY)' --subjects '$(SUBJECTS)' --seconds '$(SECONDS)' --repeats '$(REPEATS)'
 
 release:
-	@$(PYTHON) tests/release.py '$(VERSION)' --gate '$(GATE)' $(if $(CHECK),--dry-run)
+	@$(PYTHON) tools/release.py '$(VERSION)' --gate '$(GATE)' $(if $(CHECK),--dry-run)
 
 .venv/complete: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'

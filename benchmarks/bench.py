@@ -7,17 +7,16 @@ import argparse
 import json
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from statistics import mean
 
-from files import files
-from overload import floods
-from peers import HOME
-from processes import Loop, Sample, Server, load, looping
-from report import core_share, machine, medians, write
-from starts import starts
-from subjects import BENCHMARKS, Benchmark, Subject, common, standing
-from variants import ROOT
+from benchmarks.files import files
+from benchmarks.overload import floods
+from benchmarks.peers import HOME
+from benchmarks.processes import Loop, Sample, Server, load
+from benchmarks.report import core_share, machine, medians, write
+from benchmarks.starts import starts
+from benchmarks.subjects import BENCHMARKS, Benchmark, Subject, all_standing
+from tests.support.variants import ROOT
 
 QUIET = 0.95
 LIMIT_SECONDS = 1
@@ -28,15 +27,7 @@ def measure(
 ) -> list[Sample]:
     """Start every server and every loop, and give each its turn in every repeat."""
     samples: list[Sample] = []
-    with ExitStack() as stack:
-        running: dict[str, Server | Loop] = {}
-        for number, subject in enumerate(subjects):
-            if subject.request:
-                log = HOME / "logs" / f"{benchmark.name}-{number}.log"
-                running[subject.name] = stack.enter_context(standing(subject, log))
-            else:
-                loop = looping(subject.command_line(), subject.folder, common())
-                running[subject.name] = stack.enter_context(loop)
+    with all_standing(benchmark.name, subjects) as running:
         limit = running.get(benchmark.limit)
         for repeat in range(repeats):
             for subject in subjects:
@@ -101,7 +92,7 @@ def main() -> None:
             turns = every[name].turns * arguments.repeats
             samples = measure(every[name], subjects, arguments.seconds, turns)
         elif name == "b5":
-            samples = floods(every[name].subjects(), 2 * arguments.seconds, arguments.repeats)
+            samples = floods(every[name], 2 * arguments.seconds, arguments.repeats)
         elif name == "b7":
             samples = files(arguments.repeats)
         else:

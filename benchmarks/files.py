@@ -7,10 +7,10 @@ from pathlib import Path
 
 import httpx
 
-from peers import HOME, python_of
-from processes import Sample, Server, serving
-from starts import wait_for_200
-from subjects import WORK, common, service
+from benchmarks.peers import HOME, python_of
+from benchmarks.processes import Sample, Server, serving
+from benchmarks.starts import wait_for_200
+from benchmarks.subjects import WORK, common, service
 
 REQUESTS = 3  # for each start; the first pays for what is loaded late
 FILES = {"a picture of 20 MB": "image", "a recording of 30 s": "audio", "a clip of 10 s": "video"}

@@ -2,31 +2,29 @@
 
 import json
 import subprocess
-from contextlib import ExitStack
 from statistics import mean
 
-from peers import HOME, python_of
-from processes import HERE, LOAD_CORE, Request, Sample, Server, load
-from starts import memory
-from subjects import Subject, standing
+from benchmarks.peers import python_of
+from benchmarks.processes import HERE, LOAD_CORE, Request, Sample, Server, load
+from benchmarks.starts import memory
+from benchmarks.subjects import Benchmark, all_standing
 
 TIMES = 10
 
 
-def floods(subjects: list[Subject], seconds: int, repeats: int) -> list[Sample]:
+def floods(benchmark: Benchmark, seconds: int, repeats: int) -> list[Sample]:
     """Flood each server in turn; how much it can answer is measured just before and after."""
     samples: list[Sample] = []
-    with ExitStack() as stack:
-        servers: dict[str, tuple[Server, Request]] = {}
-        for number, subject in enumerate(subjects):
-            if subject.request:
-                server = stack.enter_context(standing(subject, HOME / "logs" / f"b5-{number}.log"))
-                servers[subject.name] = server, subject.request
+    subjects = benchmark.subjects()
+    with all_standing(benchmark.name, subjects) as running:
         for repeat in range(repeats):
-            for name, (server, request) in servers.items():
+            for subject in subjects:
+                server = running[subject.name]
+                assert isinstance(server, Server)
+                assert subject.request
                 with server.going():
-                    figures = flood(server, request, seconds)
-                samples.append({"subject": name, "repeat": repeat, **figures})
+                    figures = flood(server, subject.request, seconds)
+                samples.append({"subject": subject.name, "repeat": repeat, **figures})
             print(".", end="", flush=True)
     print()
     return samples

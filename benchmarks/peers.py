@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from environments import CACHE, find_python, found_or_made, locked, run, uv
-from rendering import render
+from tests.support.environments import CACHE, find_python, locked, run, tool, uv
+from tests.support.rendering import render
 
 HERE = Path(__file__).parent
 HOME = CACHE / "benchmarks"
@@ -42,17 +42,11 @@ def declared(services: Sequence[Mapping[str, object]]) -> list[str]:
     return sorted(found)
 
 
-def interpreter() -> str:
-    """Return the Python that the environments are made with."""
-    return find_python(PYTHON) or sys.executable
-
-
 @cache
 def python_of(peer: str) -> str:
     """Return the interpreter of an environment with what a peer needs."""
     requirements = declared(RENDERED) if peer == "ours" else listed(peer)
-    with locked(f"benchmarks-{peer}"):
-        return str(found_or_made(HOME, peer, interpreter(), requirements) / "bin" / "python")
+    return tool(f"benchmarks-{peer}", *requirements, version=PYTHON)
 
 
 @cache
@@ -69,7 +63,8 @@ def weights() -> Path:
 def packages_mib(requirements: Sequence[str]) -> float:
     """Return the MiB that these packages, and those that they need, take up without bytecode."""
     with TemporaryDirectory() as folder:
-        install = [uv(), "pip", "install", "--quiet", "--python", interpreter()]
+        python = find_python(PYTHON) or sys.executable
+        install = [uv(), "pip", "install", "--quiet", "--python", python]
         run([*install, "--target", folder, *requirements])
         return sum(path.lstat().st_size for path in Path(folder).rglob("*")) / 2**20
 

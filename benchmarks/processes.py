@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests.support.live import free_port, is_alive
 
 Sample = dict[str, Any]
 
@@ -85,7 +86,7 @@ class Server:
         self.signal(signal.SIGKILL)
         self.process.wait()
         deadline = time.monotonic() + END_SECONDS
-        while any(map(runs, members)) and time.monotonic() < deadline:
+        while any(map(is_alive, members)) and time.monotonic() < deadline:
             time.sleep(0.01)
 
     def wait_until(self, request: Request) -> None:
@@ -106,15 +107,6 @@ class Server:
                 last = f"{response.status_code} {response.text}"
             time.sleep(0.1)
         raise RuntimeError(f"{last} from {self.url}:\n{self.log.read_text(errors='replace')}")
-
-
-def runs(pid: int) -> bool:
-    """Tell whether a process runs; one that is dead, but not waited for, has no program."""
-    try:
-        Path(f"/proc/{pid}/exe").readlink()
-    except OSError:
-        return False
-    return True
 
 
 def matches(answer: Any, expected: Any) -> bool:
@@ -139,9 +131,7 @@ def serving(
     command: list[str], folder: Path, env: Mapping[str, str], log: Path, cores: int = 1
 ) -> Iterator[Server]:
     """Start a server on a free port, on the server's core or more; leave nothing of it running."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     command = [part.replace("{port}", port) for part in command]
     with log.open("wb") as output:
         process = subprocess.Popen(

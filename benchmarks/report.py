@@ -9,9 +9,9 @@ from statistics import median
 from textwrap import fill
 from typing import Any
 
-from chart import bars
-from peers import python_of
-from processes import Sample
+from benchmarks.chart import bars
+from benchmarks.peers import python_of
+from benchmarks.processes import Sample
 
 # The key is a subject and a number of connections, or None where nothing is connected.
 Figures = Mapping[tuple[str, int | None], Mapping[str, float]]

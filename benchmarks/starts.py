@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
-from peers import HOME, sizes
-from processes import START_SECONDS, Sample, Server, serving
-from rendering import template_folder
-from subjects import Subject, b1, common
+from benchmarks.peers import HOME, sizes
+from benchmarks.processes import START_SECONDS, Sample, Server, serving
+from benchmarks.subjects import Subject, b1, common
+from tests.support.rendering import template_folder
 
 PAUSE = 0.005
 REQUESTS = 50

@@ -4,14 +4,14 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from peers import HOME, python_of, weights
-from processes import Request, Server, serving
-from rendering import render
+from benchmarks.peers import HOME, python_of, weights
+from benchmarks.processes import Loop, Request, Server, looping, serving
+from tests.support.rendering import render
 
 HERE = Path(__file__).parent
 SERVERS = HERE / "servers"
@@ -54,6 +54,21 @@ def standing(subject: Subject, log: Path) -> Iterator[Server]:
         server.wait_until(subject.request)
         server.signal(signal.SIGSTOP)
         yield server
+
+
+@contextmanager
+def all_standing(name: str, subjects: Sequence[Subject]) -> Iterator[dict[str, Server | Loop]]:
+    """Start what a benchmark compares, by the subjects' names; servers stand until their turn."""
+    with ExitStack() as stack:
+        running: dict[str, Server | Loop] = {}
+        for number, subject in enumerate(subjects):
+            if subject.request:
+                log = HOME / "logs" / f"{name}-{number}.log"
+                running[subject.name] = stack.enter_context(standing(subject, log))
+            else:
+                loop = looping(subject.command_line(), subject.folder, common())
+                running[subject.name] = stack.enter_context(loop)
+        yield running
 
 
 @dataclass(frozen=True)

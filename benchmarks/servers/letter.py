@@ -1,4 +1,7 @@
-"""The source document's pattern, call for call (tests/subjects/seed_code), with this model."""
+"""The source document's pattern, call for call, with this model.
+
+That code is in tests/support/subjects/seed_code.
+"""
 
 import asyncio
 import os

@@ -1,1 +1,0 @@
-"""Builds and runs the rendered Dockerfile, with or without an image registry."""

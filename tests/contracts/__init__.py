@@ -1,0 +1,1 @@
+"""The protocols of others: Open Inference Protocol, SageMaker, Model Engine."""

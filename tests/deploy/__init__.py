@@ -1,0 +1,1 @@
+"""Images, many services at once, and a machine without a model hub."""

@@ -1,1 +1,0 @@
-"""The ML Microservice Spec, asked of a live process. It is the template's, as serving/ is."""

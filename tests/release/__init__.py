@@ -1,0 +1,1 @@
+"""`make release`, `make demo`, `make bench`, and the lowest versions of packages."""

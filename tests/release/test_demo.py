@@ -1,0 +1,113 @@
+"""`make demo`, from nothing to a page with boxes on it, and the ways in which it can fail."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.variants import ROOT
+
+KNOWN_LINES = (
+    "Region-based segmentation",
+    "Let us first determine markers of the coins and the",
+    "background. These markers are pixels that we can label",
+    "histogram of grey values:",
+)
+
+
+def copy_checkout(target: Path) -> Path:
+    """Copy what the demo reads of the checkout, so that it starts from nothing."""
+    for folder in ("template", "parts", "tools"):
+        shutil.copytree(ROOT / folder, target / folder)
+    shutil.copy(ROOT / "copier.yml", target)
+    return target
+
+
+def start(checkout: Path, **environ: str) -> subprocess.Popen[str]:
+    """Start the demo in this checkout."""
+    return subprocess.Popen(
+        [sys.executable, checkout / "tools/demo.py"],
+        env={**os.environ, **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(demo: subprocess.Popen[str], checkout: Path) -> tuple[int, str, str]:
+    """Wait for the demo, of which nothing may be left running; return status, output and errors."""
+    output, errors = demo.communicate(timeout=600)
+    processes = subprocess.check_output(["ps", "-ww", "-eo", "pid,args"], text=True).splitlines()
+    assert [line for line in processes if str(checkout) in line] == []
+    return demo.returncode, output, errors
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Have the demo run once in a fresh checkout."""
+    fresh = copy_checkout(tmp_path_factory.mktemp("checkout"))
+    status, output, errors = finish(start(fresh), fresh)
+    assert status == 0, output + errors
+    for line in KNOWN_LINES:
+        assert line in output
+    assert errors == ""
+    return fresh
+
+
+def test_page_with_boxes(checkout: Path) -> None:
+    """The page is a real picture, and the boxes are drawn on an enlarged copy of it."""
+    page, boxes = checkout / ".demo/page.png", checkout / ".demo/page-with-boxes.png"
+    assert page.read_bytes().startswith(b"\x89PNG")
+    assert boxes.read_bytes().startswith(b"\x89PNG")
+    assert page.read_bytes() != boxes.read_bytes()
+    script = """if True:
+        import sys
+        from PIL import Image
+        page, boxes = map(Image.open, sys.argv[1:])
+        assert boxes.size == (3 * page.width, 3 * page.height)
+        red = sum(n for n, rgb in boxes.getcolors(maxcolors=1 << 24) if rgb == (214, 39, 40))
+        assert red > 10_000, red
+    """
+    python = checkout / ".demo/reads-text/.venv/bin/python"
+    subprocess.run([python, "-c", script, page, boxes], check=True)
+
+
+def test_interrupted(checkout: Path) -> None:
+    """Ctrl-C stops the service too."""
+    log = checkout / ".demo/service.log"
+    log.unlink()
+    demo = start(checkout)
+    while demo.poll() is None and not (log.exists() and log.stat().st_size):
+        time.sleep(0.05)
+    demo.send_signal(signal.SIGINT)
+    status, _, errors = finish(demo, checkout)
+    assert status == 130
+    assert errors == "demo: stopped, and the service with it.\n"
+
+
+def test_broken_service(checkout: Path) -> None:
+    """The template is rendered anew; a service that does not start is told with its log."""
+    main = checkout / "template/main.py.jinja"
+    whole = main.read_text()
+    main.write_text(whole.replace("configure_logging()\n", "raise SystemExit('no weights')\n"))
+    status, _, errors = finish(start(checkout), checkout)
+    main.write_text(whole)
+    assert status == 1
+    *told, last = errors.splitlines()
+    assert "no weights" in told
+    assert last.startswith("demo: The service exited with 1 while it started.")
+
+
+def test_no_index(tmp_path: Path) -> None:
+    """Without a package index, the last line says so."""
+    fresh = copy_checkout(tmp_path)
+    status, _, errors = finish(start(fresh, PIP_NO_INDEX="1", PIP_FIND_LINKS=""), fresh)
+    assert status == 1
+    assert errors.splitlines()[-1].startswith(
+        "demo: pip install did not succeed: see above. Is a package index"
+    )

@@ -1,0 +1,1 @@
+"""How a live service behaves: requests, load, failures, and each feature."""

@@ -1,0 +1,1 @@
+"""What the tests share: rendering, environments, live services, clients, proxies."""

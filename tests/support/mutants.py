@@ -1,0 +1,723 @@
+"""Services that break one requirement each: what the conformance tests have to notice."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.support.updating import change
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A rendered service that is changed in one respect, and the requirement that this breaks."""
+
+    number: int
+    name: str
+    edits: tuple[tuple[str, str, str], ...] = ()  # file, old text, new text
+    answers: dict[str, Any] = field(default_factory=lambda: {"model_type": "custom"})
+    moved: tuple[str, str] | None = None  # a file or folder, and its new name
+
+    def __str__(self) -> str:
+        return f"ms-{self.number}-{self.name}"
+
+    def apply(self, project: Path) -> None:
+        """Change the service; each edit has to find its text."""
+        if self.moved:
+            old, new = self.moved
+            (project / old).rename(project / new)
+        for name, old, new in self.edits:
+            change(project / name, old, new)
+
+
+def mutant(number: int, name: str, *edits: tuple[str, str, str], **answers: Any) -> Mutant:
+    """Return a mutant of the lightest service, or of one with these answers."""
+    return Mutant(number, name, edits, {"model_type": "custom"} | answers)
+
+
+MAIN, DEVICE, INFERENCE = "main.py", "device.py", "inference.py"
+INPUTS, REQUESTS = "serving/inputs.py", "serving/requests.py"
+LIMITS, WORKER, SERVER = "serving/limits.py", "serving/worker.py", "serving/server.py"
+ERRORS, RUNNER, SERVICE = "serving/errors.py", "serving/runner.py", "serving/service.py"
+SETTINGS, LOGS = "serving/settings.py", "serving/logs.py"
+THREADS, GPU, AUTH = "serving/threads.py", "serving/gpu.py", "serving/auth.py"
+METRICS, OBSERVABILITY = "serving/metrics.py", "serving/observability.py"
+STREAMING, DOCUMENTS = "serving/streaming.py", "serving/contracts/documents.py"
+SAGEMAKER, MODEL_ENGINE = "serving/contracts/sagemaker.py", "serving/contracts/model_engine.py"
+OIP, GRPC = "serving/contracts/oip/routes.py", "serving/contracts/oip/grpc_server.py"
+# A model in few lines.
+MODEL = """
+class Model:
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def predict(self, inputs: list[Input[Params]]) -> list[Output]:
+        return [Output(color="red", share=1.0) for _ in inputs]
+"""
+HAS_GPU = {"features": ["observability", "gpu"]}
+KEYS = {"input_kind": "json", "auth": "api-key"}
+TOKENS = {"input_kind": "json", "auth": "jwt"}
+# The lightest service whose stock model answers in parts.
+STREAMS = {"model_type": "ggml", "input_kind": "json", "features": ["observability", "streaming"]}
+SPEAKS_OIP = {"input_kind": "json", "contracts": ["oip"]}
+SPEAKS_GRPC = {"input_kind": "json", "contracts": ["oip-grpc"]}
+SPEAKS_SAGEMAKER = {"contracts": ["sagemaker"]}
+SPEAKS_MODEL_ENGINE = {"contracts": ["model-engine"]}
+
+MUTANTS = [
+    Mutant(1, "rules-under-another-name", moved=("AGENTS.md", "RULES.md")),
+    Mutant(1, "machinery-in-another-folder", moved=("serving", "app")),
+    Mutant(
+        2,
+        "imported-from-elsewhere",
+        ((MAIN, "from inference import", "from model import"),),
+        moved=("inference.py", "model.py"),
+    ),
+    mutant(
+        2,
+        "in-main",
+        (MAIN, "MODEL_NAME, Model, Output", "MODEL_NAME, Output"),
+        (MAIN, "import RESPONSES\n", "import RESPONSES\nfrom serving.inputs import Input\n"),
+        (MAIN, "configure_logging()\n", f"configure_logging()\n{MODEL}\n\n"),
+    ),
+    mutant(3, "device-with-index", (DEVICE, 'return "cpu"', 'return "cpu:0"')),
+    mutant(
+        4,
+        "framework-imported-at-the-top",
+        (DEVICE, "import ctypes", "import ctypes\nimport onnxruntime"),
+        model_type="onnxruntime",
+    ),
+    mutant(
+        4,
+        "missing-framework-ends-it",
+        (DEVICE, "except Exception as", "except OSError as"),
+        model_type="onnxruntime",
+    ),
+    mutant(6, "device-not-handed-over", (RUNNER, "model_class(device)", 'model_class("auto")')),
+    mutant(7, "device-not-logged", (DEVICE, 'logger.info("Using', 'logger.debug("Using')),
+    mutant(
+        8,
+        "loaded-by-each-call",
+        (RUNNER, "= self.model.predict(inputs)", '= self.model_class("cpu").predict(inputs)'),
+    ),
+    mutant(
+        9,
+        "never-none",
+        (
+            WORKER,
+            "        if not self.is_loaded:\n            raise NotReady\n        self.admit()",
+            "",
+        ),
+    ),
+    mutant(
+        10,
+        "loaded-by-the-first-request",
+        (SERVICE, "        self.worker.start()\n", ""),
+        (
+            WORKER,
+            "        if self.is_draining:\n",
+            (
+                '        if not hasattr(self, "_loop"):\n            self.start()\n'
+                "        if self.is_draining:\n"
+            ),
+        ),
+    ),
+    mutant(
+        11, "start-of-load-not-logged", (RUNNER, 'logger.info("Loading', 'logger.debug("Loading')
+    ),
+    mutant(
+        11,
+        "end-of-load-not-logged",
+        (RUNNER, 'logger.info("Model loaded', 'logger.debug("Model loaded'),
+    ),
+    mutant(12, "not-closed", (RUNNER, "            close()\n", "            pass\n")),
+    mutant(
+        13,
+        "wrong-number-becomes-the-default",
+        (
+            SETTINGS,
+            "        sys.exit(f",
+            "        return Settings.model_construct()\n        print(f",
+        ),
+    ),
+    mutant(
+        13,
+        "zero-is-taken",
+        (SETTINGS, "timeout_seconds: PositiveInt", "timeout_seconds: NonNegativeInt"),
+    ),
+    mutant(
+        13,
+        "any-level-is-taken",
+        (SETTINGS, 'Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]', "str"),
+    ),
+    mutant(14, "fixed-port", (SERVER, "port=settings.port", "port=8000")),
+    mutant(
+        15,
+        "fixed-model-name",
+        (INFERENCE, 'os.getenv("MODEL_NAME", "nearest-color")', '"nearest-color"'),
+    ),
+    mutant(16, "fixed-limit", (LIMITS, "settings.max_upload_mb", "1")),
+    mutant(
+        17,
+        "fixed-timeout",
+        (WORKER, "call_later(settings.infer_timeout_seconds", "call_later(1"),
+    ),
+    mutant(18, "fixed-level", (LOGS, "level=settings.log_level", 'level="INFO"')),
+    mutant(18, "server-logs-by-itself", (SERVER, "log_config=None", 'log_level="info"')),
+    mutant(
+        19,
+        "no-cors",
+        (SERVICE, "app.add_middleware(\n            CORS", "print(\n            CORS"),
+    ),
+    mutant(19, "some-headers", (SERVICE, 'allow_headers=["*"]', 'allow_headers=["X-Some"]')),
+    mutant(
+        19,
+        "origins-cannot-be-tightened",
+        (SERVICE, "allow_origins=settings.cors_origins", 'allow_origins=["*"]'),
+    ),
+    mutant(20, "other-words", (MAIN, '{"status": "ok"}', '{"status": "healthy"}')),
+    mutant(
+        20,
+        "healthy-when-loaded",
+        (MAIN, '    return {"status": "ok"}', '    await ready()\n    return {"status": "ok"}'),
+    ),
+    mutant(
+        21,
+        "always-ready",
+        (WORKER, "        if not self.is_loaded:\n            raise NotReady\n", ""),
+    ),
+    mutant(
+        21,
+        "lives-on-after-a-failed-load",
+        (
+            WORKER,
+            "                    self.fail()\n                else",
+            "                    pass\n                else",
+        ),
+    ),
+    mutant(
+        21, "failed-load-is-success", (SERVER, "sys.exit(1 if worker.failed else 0)", "sys.exit(0)")
+    ),
+    mutant(
+        21,
+        "failed-load-without-reason",
+        (WORKER, 'loaded: %s", error, exc_info=trace', 'loaded"'),
+    ),
+    mutant(
+        22,
+        "a-get-route-too",
+        (
+            MAIN,
+            '@model_router.post(\n    "/classify",',
+            '@model_router.api_route(\n    "/classify", methods=["GET", "POST"],',
+        ),
+    ),
+    mutant(
+        22,
+        "everybody's-route",
+        (MAIN, '@model_router.post(\n    "/classify"', '@app.post(\n    "/predict"'),
+    ),
+    mutant(23, "no-forms", (REQUESTS, '== "multipart/form-data"', '== "multipart/mixed"')),
+    mutant(23, "other-field", (REQUESTS, "part.name == self.field", 'part.name == "upload"')),
+    mutant(24, "other-schema", (MAIN, "response_model=Output", "response_model=Params")),
+    mutant(
+        24, "answer-is-text", (SERVICE, 'media_type="application/json"', 'media_type="text/plain"')
+    ),
+    mutant(25, "empty-is-unreadable", (REQUESTS, "if not all(files):", "if False:")),
+    mutant(26, "declared-size-not-asked", (LIMITS, "int(declared) > MAX_BODY_BYTES", "False")),
+    mutant(26, "body-not-counted", (LIMITS, "if self.held + size > MAX_BODY_BYTES", "if False")),
+    mutant(
+        26,
+        "files-not-measured",
+        (REQUESTS, "if sum(map(len, files)) > MAX_UPLOAD_BYTES", "if False"),
+    ),
+    mutant(
+        26,
+        "json-not-measured",
+        (REQUESTS, "if len(body) > MAX_UPLOAD_BYTES", "if False"),
+        input_kind="json",
+    ),
+    mutant(26, "other-words", (ERRORS, '"File too large."', '"Too big."')),
+    mutant(
+        27,
+        "client's-mistake",
+        (
+            WORKER,
+            "            raise NotReady\n        self.admit()",
+            "            raise NotReady('Come back later.')\n        self.admit()",
+        ),
+    ),
+    mutant(
+        28,
+        "on-the-event-loop",
+        (
+            SERVICE,
+            "await self.worker.run(job, request.state.body.is_disconnected)",
+            "self.runner.answer([job])[0]",
+        ),
+    ),
+    mutant(
+        29,
+        "no-deadline",
+        (WORKER, "call_later(settings.infer_timeout_seconds", "call_later(3600"),
+    ),
+    mutant(29, "other-status", (ERRORS, 'message = 504, "Inf', 'message = 500, "Inf')),
+    mutant(
+        29,
+        "hung-for-ever",
+        (
+            WORKER,
+            "self.running = []\n            while",
+            "self._changed.wait_for(self._has_work)\n            while",
+        ),
+    ),
+    mutant(
+        29,
+        "ready-while-it-hangs",
+        (WORKER, "return bool(running) and all", "return not running and all"),
+    ),
+    mutant(
+        30,
+        "readiness-first",
+        (
+            SERVICE,
+            "        parsed = await parse(request)\n",
+            "        self.worker.check()\n        parsed = await parse(request)\n",
+        ),
+    ),
+    mutant(
+        31,
+        "corrupt-is-unforeseen",
+        (INPUTS, "    except Exception as error:", "    except KeyError as error:"),
+    ),
+    mutant(
+        31,
+        "json-in-tatters-is-a-wrong-field",
+        (REQUESTS, '== "json_invalid"', '== "never"'),
+        input_kind="json",
+    ),
+    mutant(
+        32,
+        "any-type",
+        (REQUESTS, "if not set(types) <= {*CONTENT_TYPES, *UNTYPED}", "if False"),
+    ),
+    mutant(32, "no-unknown-type", (REQUESTS, '{"", OCTET_STREAM}', '{""}')),
+    mutant(33, "other-status", (ERRORS, "return 422, {", "return 400, {")),
+    mutant(33, "missing-file-not-told", (REQUESTS, "missing=not files", "missing=False")),
+    mutant(34, "main-memory-not-known", (ERRORS, "isinstance(error, MemoryError)", "False")),
+    mutant(
+        34,
+        "messages-not-read",
+        (ERRORS, "for text in texts", "for text in ()"),
+    ),
+    mutant(34, "no-time-to-retry", (ERRORS, '{"Retry-After": "5"}', "{}")),
+    mutant(34, "gpu-not-named", (RUNNER, '"GPU out of memory." if is_gpu else ', "")),
+    mutant(34, "gpu-named-on-the-cpu", (RUNNER, 'get_device() != "cpu" and ', "")),
+    mutant(
+        35,
+        "raw-500",
+        (LIMITS, "            response = respond(error, scope)\n", "            raise\n"),
+    ),
+    mutant(
+        35,
+        "no-id-in-the-log",
+        (
+            ERRORS,
+            'logger.error("Error %s in %s %s", error_id, ',
+            'logger.error("Error in %s %s", ',
+        ),
+    ),
+    mutant(
+        35,
+        "timeouts-mixed-up",
+        (
+            WORKER,
+            "elif isinstance(answer, Exception):",
+            (
+                "elif isinstance(answer, TimeoutError):\n"
+                "            self.future.set_exception(DeadlineExceeded())\n"
+                "        elif isinstance(answer, Exception):"
+            ),
+        ),
+    ),
+    mutant(
+        35,
+        "exit-ends-the-thread",
+        (
+            RUNNER,
+            "except BaseException as error:  # noqa: BLE001 -- sys",
+            "except RuntimeError as error:  # noqa: BLE001 -- sys",
+        ),
+    ),
+    mutant(
+        35,
+        "failure-without-cors",
+        (SERVICE, "        app.add_middleware(BodyLimit)\n", ""),
+        (
+            SERVICE,
+            "        install_observability(",
+            "        app.add_middleware(BodyLimit)\n        install_observability(",
+        ),
+    ),
+    mutant(
+        36, "pynvml-at-the-top", (GPU, "import logging", "import logging\nimport pynvml"), **HAS_GPU
+    ),
+    mutant(
+        36,
+        "no-reason",
+        (GPU, 'reason="The package nvidia-ml-py is not installed."', "reason=None"),
+        **HAS_GPU,
+    ),
+    mutant(
+        37,
+        "lower-threshold-first",
+        (GPU, "celsius > CRITICAL_CELSIUS", "celsius > HIGH_CELSIUS"),
+        **HAS_GPU,
+    ),
+    mutant(37, "no-warning", (GPU, "elif celsius > HIGH_CELSIUS", "elif celsius > 90"), **HAS_GPU),
+    mutant(
+        47,
+        "closed-until-loaded",
+        (
+            SERVICE,
+            "        self.worker.start()\n",
+            (
+                "        self.runner.load()\n        self.runner.load = lambda: None\n"
+                "        self.worker.start()\n"
+            ),
+        ),
+    ),
+    mutant(48, "no-bound", (WORKER, "len(self.waiting) >= settings.max_queue_size", "False")),
+    mutant(
+        48,
+        "no-time-to-retry",
+        (ERRORS, 'waiting.", RETRY_SOON', 'waiting.", {}'),
+    ),
+    mutant(
+        48,
+        "body-read-first",
+        (LIMITS, "may_reject = self.worker.is_full and", "may_reject = False and"),
+    ),
+    mutant(49, "hangs-on", (WORKER, "> limit and not self.failed:", "> limit and False:")),
+    mutant(49, "ends-as-if-all-were-well", (WORKER, "        self.failed = True\n", "")),
+    mutant(
+        50,
+        "ended-by-the-signal",
+        (SERVER, "        self.should_exit = True\n", "        super().handle_exit(sig, frame)\n"),
+    ),
+    mutant(
+        51,
+        "a-traceback",
+        (LIMITS, "isinstance(error, ClientDisconnect)", "isinstance(error, KeyError)"),
+    ),
+    mutant(
+        52,
+        "no-raw-body",
+        (REQUESTS, "files = [body] if body or content_type else []", "files = []"),
+    ),
+    mutant(
+        52,
+        "query-not-read",
+        (REQUESTS, "self._fields(request.query_params.multi_items())", "{}"),
+        input_kind="image-params",
+    ),
+    mutant(53, "no-version", (MAIN, "ML Microservice Spec ", "ML Microservice Spec, version ")),
+    mutant(53, "old-version", (MAIN, "ML Microservice Spec 1.", "ML Microservice Spec 0.")),
+    mutant(54, "run-for-nobody", (WORKER, "if await call.is_disconnected() and", "if False and")),
+    mutant(55, "nobody-told", (SERVER, "        self.worker.drain()\n", "")),
+    mutant(55, "closed-at-once", (SERVER, "if settings.drain_seconds and", "if False and")),
+    mutant(
+        55,
+        "requests-refused",
+        (
+            WORKER,
+            "return len(self.waiting) >= settings.max_q",
+            "return self.is_draining or len(self.waiting) >= settings.max_q",
+        ),
+    ),
+    mutant(
+        55, "signals-ignored", (SERVER, "        if self.should_exit:\n", "        if False:\n")
+    ),
+    mutant(56, "half-a-body-endured", (LIMITS, "timeout_at(self._deadline)", "timeout_at(None)")),
+    mutant(57, "as-many-as-the-host-has", (THREADS, "len(os.sched_getaffinity(0))", "64")),
+    mutant(
+        57,
+        "frameworks-not-told",
+        (THREADS, 'os.environ["OMP_NUM_THREADS"]', 'os.environ["X_NUM_THREADS"]'),
+    ),
+    mutant(
+        57,
+        "setting-not-read",
+        (SETTINGS, 'AliasChoices("NUM_THREADS", ', 'AliasChoices("X_THREADS", '),
+    ),
+    mutant(57, "not-logged", (RUNNER, 'logger.info("Threads:', 'logger.debug("Threads:')),
+    mutant(
+        58,
+        "any-path-is-a-label",
+        (OBSERVABILITY, 'getattr(find_route(scope), "path", OTHER)', 'scope["path"]'),
+    ),
+    mutant(58, "worker-not-observed", (METRICS, '"model_queue_depth"', '"model_queue"')),
+    mutant(
+        58,
+        "requests-not-counted",
+        (OBSERVABILITY, "REQUESTS.labels(method, route, status).inc()", "pass"),
+    ),
+    mutant(59, "not-returned", (OBSERVABILITY, '(b"x-request-id", own_id.', '(b"x-id", own_id.')),
+    mutant(59, "any-id-is-taken", (OBSERVABILITY, 'rb"[!-~]{1,128}"', 'rb".*"')),
+    mutant(
+        59,
+        "not-for-the-model",
+        (RUNNER, "request_id.set(job.request_id if job", 'request_id.set("" if job'),
+    ),
+    mutant(60, "not-json", (LOGS, 'settings.log_format == "json"', "False")),
+    mutant(60, "traceback-left-out", (LOGS, '"exc_info": "exception"', '"exc_info": "error"')),
+    mutant(60, "queries-are-logged", (LOGS, "uvicorn.access", "uvicorn.other")),
+    mutant(
+        60,
+        "any-format",
+        (SETTINGS, 'Literal["text", "json"]', "str"),
+    ),
+    mutant(
+        61,
+        "deadline-for-all",
+        (
+            STREAMING,
+            "asyncio.timeout(settings.infer_timeout_seconds)",
+            "asyncio.timeout_at(call.queued + settings.infer_timeout_seconds)",
+        ),
+        **STREAMS,
+    ),
+    mutant(
+        61,
+        "goes-on-for-nobody",
+        (STREAMING, "                if call.future.done():\n                    break\n", ""),
+        **STREAMS,
+    ),
+    mutant(61, "no-end", (STREAMING, '            yield event("{}", "end")\n', ""), **STREAMS),
+    mutant(
+        61,
+        "failure-ends-the-connection",
+        (STREAMING, "except Exception as error:", "except OSError as error:"),
+        **STREAMS,
+    ),
+    mutant(
+        62,
+        "no-key-will-do",
+        (
+            AUTH,
+            "if not key:\n            raise Unauthorized",
+            "if not key:\n            return Caller('', {})",
+        ),
+        **KEYS,
+    ),
+    mutant(62, "any-key-will-do", (AUTH, "hmac.compare_digest(digest, known)", "known"), **KEYS),
+    mutant(62, "short-keys", (AUTH, "{16,}", "{1,}"), **KEYS),
+    mutant(62, "one-header-only", (AUTH, 'headers.get(b"x-api-key", b"")', 'b""'), **KEYS),
+    mutant(
+        62, "nobody-is-asked", (SERVICE, "        install_auth(app, self.authorizer)\n", ""), **KEYS
+    ),
+    mutant(
+        62, "health-asks", (AUTH, 'frozenset({"GET", "HEAD", "OPTIONS"})', "frozenset()"), **KEYS
+    ),
+    mutant(
+        62,
+        "one-route-only",
+        (AUTH, "if method in SAFE_METHODS:", 'if method in SAFE_METHODS or path != "/infer":'),
+        **KEYS,
+    ),
+    mutant(
+        62,
+        "body-read-first",
+        (AUTH, "        method = scope", "        await receive()\n        method = scope"),
+        **KEYS,
+    ),
+    mutant(62, "challenge-left-out", (AUTH, '"WWW-Authenticate"', '"X-Authenticate"'), **KEYS),
+    mutant(
+        62, "not-in-the-document", (AUTH, 'operation["security"]', 'operation["secure"]'), **KEYS
+    ),
+    mutant(
+        62,
+        "key-is-logged",
+        (AUTH, "        if not key:", '        logger.info("Key %s", key)\n        if not key:'),
+        **KEYS,
+    ),
+    mutant(
+        62,
+        "policy-not-asked",
+        (
+            AUTH,
+            "if settings.pdp_url:\n            await",
+            "if not settings.pdp_url:\n            await",
+        ),
+        **KEYS,
+    ),
+    mutant(
+        62, "absent-policy-consents", (AUTH, "raise CannotAuthorize from error", "return"), **KEYS
+    ),
+    mutant(
+        62,
+        "no-decision-consents",
+        (AUTH, "else result) is True", "else result) is not False"),
+        **KEYS,
+    ),
+    mutant(
+        62,
+        "no-token-will-do",
+        (
+            AUTH,
+            "if token is None:\n            raise Unauthorized",
+            "if token is None:\n            return Caller('', {})",
+        ),
+        **TOKENS,
+    ),
+    mutant(
+        62,
+        "signature-not-checked",
+        (AUTH, '"require": ["exp"]', '"require": ["exp"], "verify_signature": False'),
+        **TOKENS,
+    ),
+    mutant(
+        62,
+        "expired",
+        (AUTH, '"require": ["exp"]', '"require": ["exp"], "verify_exp": False'),
+        **TOKENS,
+    ),
+    mutant(62, "for-ever", (AUTH, '"require": ["exp"]', '"require": []'), **TOKENS),
+    mutant(
+        62,
+        "for-anybody",
+        (AUTH, '"require": ["exp"]', '"require": ["exp"], "verify_aud": False'),
+        **TOKENS,
+    ),
+    mutant(
+        62,
+        "any-algorithm",
+        (AUTH, "algorithms=[ALGORITHM]", "algorithms=[*SECRET_BYTES]"),
+        **TOKENS,
+    ),
+    mutant(62, "short-secret", (AUTH, "if secret and len(", "if not secret and len("), **TOKENS),
+    mutant(63, "any-model", (OIP, "if name != NAME or version", "if version"), **SPEAKS_OIP),
+    mutant(63, "no-id", (OIP, "if asked.id is not None:", "if False:"), **SPEAKS_OIP),
+    mutant(63, "all-outputs", (OIP, "dict.fromkeys(names or columns)", "columns"), **SPEAKS_OIP),
+    mutant(63, "binary-not-sent", (OIP, "binary[column.name] is True", "False"), **SPEAKS_OIP),
+    mutant(
+        63,
+        "errors-of-its-own",
+        (OIP, '{"error": as_sentence(body)}', "body"),
+        **SPEAKS_OIP,
+    ),
+    mutant(
+        63,
+        "unprocessable",
+        (OIP, "return 400 if is_invalid", "return 422 if is_invalid"),
+        **SPEAKS_OIP,
+    ),
+    mutant(
+        63,
+        "always-ready",
+        (OIP, '        service.worker.check()\n        return {"ready"', '        return {"ready"'),
+        **SPEAKS_OIP,
+    ),
+    mutant(64, "no-id", (GRPC, ", id=work.id", ""), **SPEAKS_GRPC),
+    mutant(64, "not-found-is-wrong", (GRPC, '    404: "NOT_FOUND",\n', ""), **SPEAKS_GRPC),
+    mutant(
+        64,
+        "no-reflection",
+        (GRPC, "protocol.reflection.enable_server_reflection(", "print("),
+        **SPEAKS_GRPC,
+    ),
+    mutant(
+        64,
+        "always-serving",
+        (GRPC, "SERVING if is_ready(self.service) else statuses.NOT_SERVING", "SERVING"),
+        **SPEAKS_GRPC,
+    ),
+    mutant(64, "watchers-hold-it-up", (GRPC, "        watch.stopping.set()\n", ""), **SPEAKS_GRPC),
+    mutant(
+        65,
+        "handlers-not-taken",
+        (SAGEMAKER, "    sagemaker.register_sagemaker_overrides()\n", ""),
+        **SPEAKS_SAGEMAKER,
+    ),
+    mutant(
+        65,
+        "busy-is-replaced",
+        (SAGEMAKER, "with suppress(Busy):", "with suppress(KeyError):"),
+        **SPEAKS_SAGEMAKER,
+    ),
+    mutant(
+        65,
+        "no-json",
+        (SAGEMAKER, '== "application/json"', '== "never"'),
+        **SPEAKS_SAGEMAKER,
+    ),
+    mutant(
+        65,
+        "broken-script-in-a-traceback",
+        (SAGEMAKER, "        sys.exit(1)\n", "        raise\n"),
+        **SPEAKS_SAGEMAKER,
+    ),
+    mutant(
+        66,
+        "ready-at-once",
+        (MODEL_ENGINE, "        service.worker.check()\n", ""),
+        **SPEAKS_MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "args-not-unwrapped",
+        (MODEL_ENGINE, "if self.wraps and", "if False and"),
+        **SPEAKS_MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "args-only",
+        (MODEL_ENGINE, 'and "args" in document', ""),
+        (MODEL_ENGINE, 'document["args"]', 'document.get("args")'),
+        **SPEAKS_MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "full-is-not-ready",
+        (MODEL_ENGINE, "return 429 if", "return 503 if"),
+        **SPEAKS_MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "body-read-first",
+        (LIMITS, "may_reject = self.worker.is_full and", "may_reject = False and"),
+        **SPEAKS_MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "in-tatters-is-unforeseen",
+        (MODEL_ENGINE, "except ValueError as error:", "except OSError as error:"),
+        **SPEAKS_MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "any-type",
+        (DOCUMENTS, 'if content_type != "application/json" and', "if False and"),
+        **SPEAKS_MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "answer-is-text",
+        (SERVICE, 'media_type="application/json"', 'media_type="text/plain"'),
+        **SPEAKS_MODEL_ENGINE,
+    ),
+    mutant(
+        66,
+        "answer-in-one-piece",
+        (MODEL_ENGINE, "if service.streams:", "if not service.streams:"),
+        **SPEAKS_MODEL_ENGINE,
+        **STREAMS,
+    ),
+    mutant(
+        67, "body-lost-in-silence", (SERVER, "reject if loses_body and has_body(scope) else ", "")
+    ),
+    mutant(
+        67,
+        "body-is-the-next-request",
+        (SERVER, '(b"connection", b"close")', '(b"x-connection", b"close")'),
+    ),
+]

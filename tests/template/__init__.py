@@ -1,0 +1,1 @@
+"""Questions, renders, updates from version to version, and a service's workflows."""

@@ -1,0 +1,1 @@
+"""Every combination of model type, input kind and accelerator."""

@@ -1,0 +1,376 @@
+"""Renders, checks, boots and questions every variant that the prompts can produce.
+
+Each stage of a variant is a test of its own; all stages of one run on one worker, in order, on one
+rendered project. Which cells run at which depth: `Variant.is_full_depth`.
+"""
+
+import hashlib
+import json
+import re
+import sys
+import tomllib
+import urllib.request
+from collections.abc import Callable
+from functools import cache
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+import yaml
+
+from tests.support.environments import CACHE, locked, python_of, run, shared_name, uv
+from tests.support.rendering import files_in, render
+from tests.support.updating import declared_owners, owners
+from tests.support.variants import Variant, example_of, table, variants
+
+stacks = {variant.stack: count() for variant in variants()}
+places = {variant: next(stacks[variant.stack]) for variant in variants()}
+every_variant = pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(variant, id=variant.name, marks=pytest.mark.xdist_group(variant.name))
+        # Neighbours have different stacks, so that workers seldom wait for each other's.
+        for variant in sorted(variants(), key=lambda variant: places[variant])
+    ],
+)
+
+ALWAYS = {
+    ".copier-answers.yml",
+    ".dockerignore",
+    ".github/workflows/ci.yml",
+    ".github/workflows/template.yml",
+    ".gitignore",
+    ".python-version",
+    "AGENTS.md",
+    "CLAUDE.md",
+    "Dockerfile",
+    "README.md",
+    "REFERENCE.md",
+    "device.py",
+    "inference.py",
+    "main.py",
+    "pyproject.toml",
+    "serving/__init__.py",
+    "serving/errors.py",
+    "serving/inputs.py",
+    "serving/limits.py",
+    "serving/logs.py",
+    "serving/requests.py",
+    "serving/runner.py",
+    "serving/schemas.py",
+    "serving/server.py",
+    "serving/service.py",
+    "serving/settings.py",
+    "serving/threads.py",
+    "serving/worker.py",
+    "tests/conformance/__init__.py",
+    "tests/conformance/fake_model.py",
+    "tests/conformance/plugin.py",
+    "tests/conformance/report.py",
+    "tests/conformance/samples.py",
+    "tests/conformance/spec.py",
+    "tests/conformance/test_conformance.py",
+    "tests/conformance/test_template.py",
+    "tests/conftest.py",
+    "tests/test_model.py",
+}
+FEATURE_FILES = {
+    "observability": {"serving/metrics.py", "serving/observability.py"},
+    "gpu": {"serving/gpu.py"},
+    "batching": {"serving/batching.py"},
+    "streaming": {"serving/streaming.py"},
+    "isolation": {"serving/isolation.py"},
+    "replicas": {"serving/replicas.py"},
+    "openapi-export": {"serving/openapi_export.py"},
+}
+CONTRACTS = {"serving/contracts/__init__.py"}
+OIP = CONTRACTS | {
+    "serving/contracts/oip/__init__.py",
+    "serving/contracts/oip/routes.py",
+    "serving/contracts/oip/tensors.py",
+    "tests/conformance/test_oip.py",
+}
+GRPC = {
+    "serving/contracts/oip/grpc_server.py",
+    "serving/contracts/oip/open_inference.proto",
+    "tests/conformance/test_oip_grpc.py",
+}
+CONTRACT_FILES = {
+    "oip": OIP,
+    "oip-grpc": OIP | GRPC,
+    "sagemaker": CONTRACTS
+    | {"serving/contracts/sagemaker.py", "tests/conformance/test_sagemaker.py"},
+    "model-engine": CONTRACTS
+    | {"serving/contracts/model_engine.py", "tests/conformance/test_model_engine.py"},
+}
+# The weights of stock models that are in an .onnx file.
+WEIGHTS = {
+    "image": "nearest-color.onnx",
+    "audio": "loudest-note.onnx",
+    "video": "frame-difference.onnx",
+    "json": "linear-trend.onnx",
+}
+# Packages whose modules have another name.
+MODULES = {
+    "grpcio": "grpc",
+    "grpcio-health-checking": "grpc_health",
+    "grpcio-reflection": "grpc_reflection",
+    "grpcio-tools": "grpc",  # which imports it to compile a .proto
+    "huggingface-hub": "huggingface_hub",
+    "nvidia-ml-py": "pynvml",
+    "onnxruntime-gpu": "onnxruntime",
+    "opentelemetry-api": "opentelemetry",
+    "paddlepaddle": "paddle",
+    "paddlepaddle-gpu": "paddle",
+    "pillow": "PIL",
+    "prometheus-client": "prometheus_client",
+    "pydantic": "pydantic|pydantic_core",
+    "pyjwt": "jwt",
+    "pywhispercpp": "pywhispercpp|_pywhispercpp",
+    "python-json-logger": "pythonjsonlogger",
+    "silero-vad": "silero_vad",
+}
+# MS-43 to MS-45.
+PROBES = {
+    "livenessProbe": {"initialDelaySeconds": 5, "periodSeconds": 10},
+    "readinessProbe": {"initialDelaySeconds": 10, "periodSeconds": 5, "failureThreshold": 30},
+    "startupProbe": {"periodSeconds": 10},
+}
+# What a template engine leaves behind when it is not done; "${{" is for GitHub.
+RESIDUE = re.compile(r"(?<!\$)\{\{ |\{%|%\}|\{#|jinja|Undefined")
+
+
+@pytest.fixture(scope="module")
+def projects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Variant], Path]:
+    """Return a function that renders a variant, once."""
+    folder = tmp_path_factory.mktemp("variants")
+
+    @cache
+    def project(variant: Variant) -> Path:
+        return render(folder / variant.name, variant.answers)
+
+    return project
+
+
+@pytest.fixture
+def project(
+    variant: Variant, projects: Callable[[Variant], Path], record_property: Callable[..., None]
+) -> Path:
+    """Return the variant's rendered project, and note where the variant stands on each axis."""
+    for axis in ("preset", "model_type", "input_kind", "accelerator"):
+        record_property(axis, getattr(variant, axis))
+    record_property("depth", "full" if variant.is_full_depth else "answers")
+    start = perf_counter()
+    path = projects(variant)
+    record_property("render_seconds", perf_counter() - start)
+    return path
+
+
+def expected_files(variant: Variant) -> set[str]:
+    """Return the files that the variant has by the docs, not by the template's conditions."""
+    files = set(ALWAYS)
+    others = dict(variant.others)
+    media = table("input_kinds")[variant.input_kind]["media"]
+    is_linear = variant.preset == "none" and variant.model_type not in ("transformers", "ggml")
+    if variant.preset == "rapidocr":
+        files.add("example-page.png")
+    elif media == "audio" and not is_linear:
+        files.add("example-speech.wav")
+    elif example := example_of(variant.input_kind):
+        files.add(example)
+    if is_linear and variant.model_type == "onnxruntime":
+        files.add(WEIGHTS[media])
+    if variant.preset == "minilm" or (variant.preset == "none" and not is_linear):
+        files.add("tests/checkpoint.py")
+    for feature in variant.features:
+        files |= FEATURE_FILES[feature]
+    if "kubernetes" in others["deploy"]:
+        files.add("k8s.yaml")
+    if others["auth"] != "none":
+        files |= {"serving/auth.py", "tests/conformance/test_auth.py"}
+    return files | files_of_contracts(variant)
+
+
+def files_of_contracts(variant: Variant) -> set[str]:
+    """Return the files that the contracts bring, each for itself and for what it has to read."""
+    contracts = {*dict(variant.others)["contracts"]}
+    files = {name for contract in contracts for name in CONTRACT_FILES[contract]}
+    is_json = variant.input_kind == "json"
+    if is_json and "sagemaker" in contracts:
+        files.add("serving/actions.py")
+    if contracts & {"model-engine", *(("oip", "oip-grpc") if is_json else ("sagemaker",))}:
+        files.add("serving/contracts/documents.py")
+    return files
+
+
+@every_variant
+def test_tree(variant: Variant, project: Path) -> None:
+    """Exactly the expected files, none of them empty, nothing of the template engine in them.
+
+    AGENTS.md names each of them once, with the owner that copier.yml gives it.
+    """
+    files = files_in(project)
+    assert files == expected_files(variant)
+    assert owners(project) == declared_owners(files | {"uv.lock"})
+    for path in project.rglob("*"):
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        assert content.strip(), path
+        if b"\0" not in content:
+            text = content.decode()
+            assert not RESIDUE.search(text), path
+            assert text.endswith("\n"), path
+            assert not text.endswith("\n\n"), path
+
+
+@every_variant
+def test_style(variant: Variant, project: Path) -> None:
+    """Ruff has nothing to format and nothing to say, under the rules of the project itself."""
+    python = python_of(variant)
+    run([python, "-m", "ruff", "format", "--check", "--no-cache", "."], cwd=project)
+    run([python, "-m", "ruff", "check", "--no-cache", "."], cwd=project)
+
+
+@every_variant
+def test_types(variant: Variant, project: Path) -> None:
+    """The strict type checker has nothing to say, with the stack's own packages installed."""
+    # What mypy learns of a framework takes it 20 s, and serves all the environment's variants that
+    # have the same settings. Others would find it of no use, and write their own over it.
+    document = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+    settings = document["tool"]["mypy"] | {"overrides": []}  # each of which is for few modules
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    learnt = f"{shared_name(variant.stack)}-{key}"
+    with locked(f"mypy-{learnt}"):
+        command = [python_of(variant), "-m", "mypy", "--cache-dir", str(CACHE / "mypy" / learnt)]
+        run(command, cwd=project)
+
+
+@every_variant
+def test_dependencies(project: Path, resolve: Callable[[str], None]) -> None:
+    """What the code imports is declared, what is declared is used, and it resolves."""
+    names = ",".join(f"{package}={modules}" for package, modules in MODULES.items())
+    run([sys.executable, "-m", "deptry", ".", "--package-module-name-map", names], cwd=project)
+    text = (project / "pyproject.toml").read_text(encoding="utf-8")
+    resolve(re.sub(r'^description = ".*"$', 'description = ""', text, count=1, flags=re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def resolve(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
+    """Return a function that locks what a pyproject.toml asks for, each text once.
+
+    Where an index that it names cannot be reached, the default one has to do. Only Paddle for CUDA
+    is not there at all; it is then left out.
+    """
+
+    @cache
+    def lock(pyproject: str) -> None:
+        indexes = tomllib.loads(pyproject)["tool"]["uv"].get("index", [])
+        command = [uv(), "lock", "--quiet", "--python", sys.executable]
+        if not all(is_reachable(index["url"]) for index in indexes):
+            command.append("--no-sources")
+            pyproject = re.sub(r'^ *"paddlepaddle-gpu.*\n', "", pyproject, flags=re.MULTILINE)
+        folder = tmp_path_factory.mktemp("lock")
+        (folder / "pyproject.toml").write_text(pyproject, encoding="utf-8")
+        run(command, cwd=folder)
+
+    return lock
+
+
+@cache
+def is_reachable(url: str) -> bool:
+    """Tell whether a package index answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=10):  # noqa: S310 -- from our own templates
+            return True
+    except OSError:
+        return False
+
+
+@every_variant
+def test_deployment(variant: Variant, project: Path) -> None:
+    """Dockerfile, k8s.yaml and workflows are clean, and have what spec and answers ask for."""
+    workflows = [str(path) for path in (project / ".github" / "workflows").iterdir()]
+    run([beside("actionlint"), *workflows], cwd=project)
+    run([beside("zizmor"), "--offline", "--persona", "auditor", *workflows], cwd=project)
+    run([beside("hadolint"), "Dockerfile"], cwd=project)
+    dockerfile = (project / "Dockerfile").read_text(encoding="utf-8")
+    base = "nvidia/cuda:" if variant.accelerator == "cuda" else "python:"
+    assert re.search(rf"^ARG BASE_IMAGE={base}", dockerfile, re.MULTILINE)
+    others = dict(variant.others)
+    assert f" curl {others['system_packages']}".rstrip() in dockerfile.replace(" libgomp1", "")
+    python_version = others["python_version"]
+    assert f"python:{python_version}-slim" in dockerfile or (
+        f"PYTHON_VERSION={python_version}\n" in dockerfile
+    )
+    if "kubernetes" not in others["deploy"]:
+        return
+    run([beside("kubernetes-validate"), "--strict", "k8s.yaml"], cwd=project)
+    deployment, _ = yaml.safe_load_all((project / "k8s.yaml").read_text(encoding="utf-8"))
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    probes = {name: container[name] for name in PROBES}
+    for name, expected in PROBES.items():
+        assert {key: probes[name].get(key) for key in expected} == expected
+    assert probes["livenessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
+    for name in ("readinessProbe", "startupProbe"):
+        assert probes[name]["httpGet"] == {"path": "/ready", "port": "http"}
+    assert probes["startupProbe"]["failureThreshold"] == 6 * others["startup_minutes"]
+    env = {variable["name"]: variable.get("value") for variable in container["env"]}
+    # For the last request to come, and to be answered.
+    longest = int(env["DRAIN_SECONDS"]) + 30 + 60
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > longest
+    gpus = container["resources"]["limits"].get("nvidia.com/gpu")
+    assert gpus == (1 if variant.accelerator == "cuda" else None)
+
+
+def beside(command: str) -> str:
+    """Return the path of a command that is installed beside the tests' Python."""
+    return str(Path(sys.executable).with_name(command))
+
+
+@every_variant
+def test_answers(
+    variant: Variant, project: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """The project's own tests pass: the live service boots unedited and gives known answers.
+
+    At full depth that is its whole suite, conformance included; else the known answers alone.
+    """
+    tests = ["tests"] if variant.is_full_depth else ["tests/test_model.py"]
+    command = [python_of(variant), "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    output = run(command, cwd=project)
+    passed = re.search(r"(\d+) passed", output)
+    assert passed, output
+    if variant.is_full_depth:
+        report = json.loads((project / ".conformance" / "report.json").read_text("utf-8"))
+        left_out = {
+            row["id"] for row in report["requirements"] if row["outcome"] == "not applicable"
+        }
+        assert left_out == unseen(variant), output
+        assert report["summary"]["pass"] == len(report["requirements"]) - len(left_out)
+    else:
+        assert "skipped" not in output, output
+    record_property("rendered_tests", int(passed[1]))
+
+
+def unseen(variant: Variant) -> set[str]:
+    """Return the requirements that a run of the variant's conformance tests cannot show."""
+    numbers = {5, *range(38, 47)}
+    if "gpu" not in variant.features:
+        numbers |= {36, 37}
+    if "observability" not in variant.features:
+        numbers |= {58, 59, 60}
+    if variant.input_kind == "json":
+        numbers.add(52)
+    if "streaming" not in variant.features:
+        numbers.add(61)
+    others = dict(variant.others)
+    contracts = set(others["contracts"])
+    if others["auth"] == "none":
+        numbers.add(62)
+    if not contracts & {"oip", "oip-grpc"}:
+        numbers.add(63)
+    names = {64: "oip-grpc", 65: "sagemaker", 66: "model-engine"}
+    numbers |= {number for number, name in names.items() if name not in contracts}
+    return {f"MS-{number}" for number in numbers}
