@@ -1,4 +1,4 @@
-"""Turns measurements into docs/benchmarks.md and its plots."""
+"""Turns measurements into docs/reference/benchmarks.md and its plots."""
 
 import platform
 import subprocess
@@ -48,7 +48,7 @@ in the form of its own protocol. The peers' metrics and access logs are off, and
 A JPEG of 320 x 80 pixels (4.7 kB) with a line of text. The classifier that tells which way up it is
 comes with rapidocr, and runs on ONNX Runtime with one thread. The limit is decoding and running, in
 a loop in one process, on the same core in the same run. "The document's code" is what the document
-that the specification comes from prints ([source.md](source.md)), call for call.""",
+that the specification comes from prints ([source.md](../explanation/source.md)), call for call.""",
     "b3": """\
 One sentence per request, embedded by all-MiniLM-L6-v2 on torch with one thread. Offline is the same
 code over ready batches, with no service around it.""",
@@ -315,7 +315,7 @@ def introduction(about: Mapping[str, Any], results: Mapping[str, list[Sample]]) 
 # Benchmarks
 
 Written by `make bench SECONDS={seconds} REPEATS={repeats}`, which measures all of this in one run
-([testing.md](testing.md#benchmarks)).
+([testing.md](../development/testing.md#benchmarks)).
 
 {listed}
 

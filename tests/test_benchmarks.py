@@ -13,7 +13,7 @@ from report import FLOORS, Figures, write
 from subjects import BENCHMARKS, form
 from variants import ROOT
 
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 TITLES = {benchmark.name: benchmark.title for benchmark in BENCHMARKS}
 ABOUT = {
     "cpu": "some CPU",

@@ -52,7 +52,7 @@ def rendered_tests(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_prompts_are_written_anew() -> None:
-    """docs/prompts.md is what copier.yml gives; it names every question and choice by itself."""
+    """docs/reference/prompts.md is what copier.yml gives; it names every question and choice by itself."""
     text = docs_prompts.PAGE.read_text(encoding="utf-8")
     assert text == docs_prompts.page(), "run .venv/bin/python tests/docs_prompts.py"
     assert re.findall(r"^### `(\w+)`$", text, re.MULTILINE) == list(questions())
@@ -77,7 +77,7 @@ def test_readme_lists_the_questions() -> None:
             assert values == ([str(default)] if default != "" else [])
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/update.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/how-to/update.md"])
 def test_files_that_are_yours(document: str) -> None:
     """Where documents list the user's files, these are the ones that copier.yml declares."""
     text = (ROOT / document).read_text(encoding="utf-8")
@@ -101,7 +101,7 @@ def test_links(document: Path) -> None:
 
 def test_spec_names_every_conformance_test(rendered_tests: str) -> None:
     """Each conformance test is named under each requirement whose number it carries."""
-    text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "spec.md").read_text(encoding="utf-8")
     sections = re.split(r"^### MS-(\d+) .+$", text, flags=re.MULTILINE)
     requirements = dict(zip(map(int, sections[1::2]), sections[2::2], strict=True))
     assert list(requirements) == list(range(1, len(requirements) + 1))
@@ -115,7 +115,7 @@ def test_spec_names_every_conformance_test(rendered_tests: str) -> None:
 
 def test_services_know_every_requirement(tmp_path: Path) -> None:
     """The table that a run ends with has spec.md's titles; each is tested, or is said why not."""
-    text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "spec.md").read_text(encoding="utf-8")
     titles = {int(n): title for n, title in re.findall(r"^### MS-(\d+) (.+)$", text, re.MULTILINE)}
     tests = render(tmp_path / "service", {}) / "tests" / "conformance"
     known = runpy.run_path(str(tests / "spec.py"))
