@@ -153,10 +153,10 @@ def test_readme_draws_the_tree(tmp_path: Path) -> None:
 
 # A page whose services need more than those of a model that is plain Python.
 STACKS = {"README.md": "pytorch"}
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("document", PAGES, ids=[path.stem for path in PAGES])
+@pytest.mark.parametrize("document", PAGES, ids=[path.relative_to(ROOT).with_suffix("").as_posix() for path in PAGES])
 def test_code_blocks(document: Path, tmp_path: Path) -> None:
     """What a page's fenced blocks say is so, one by one; or a mark says why it is not tried."""
     found = blocks(document.read_text(encoding="utf-8"))
