@@ -27,6 +27,7 @@ golden: .venv/complete
 
 docs: .venv/complete
 	$(VENV)/python tests/docs_prompts.py
+	$(VENV)/python tests/docs_reference.py
 
 bench: .venv/complete
 	@PYTHONPATH=tests $(VENV)/python benchmarks/bench.py --only '$(ONLY)' --subjects '$(SUBJECTS)' --seconds '$(SECONDS)' --repeats '$(REPEATS)'

@@ -1,4 +1,6 @@
-"""Tag a version of the template: `make release VERSION=1.1.0`. docs/development/releasing.md says how.
+"""Tag a version of the template: `make release VERSION=1.1.0`.
+
+docs/development/releasing.md says how.
 
 It needs Python 3.11 or newer, and nothing that is installed.
 """

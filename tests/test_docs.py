@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import docs_prompts
+import docs_reference
 from code_blocks import Block, blocks, page
 from environments import environment
 from rendering import files_in, render
@@ -52,10 +53,34 @@ def rendered_tests(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_prompts_are_written_anew() -> None:
-    """docs/reference/prompts.md is what copier.yml gives; it names every question and choice by itself."""
+    """reference/prompts.md is what copier.yml gives; it names every question and choice."""
     text = docs_prompts.PAGE.read_text(encoding="utf-8")
     assert text == docs_prompts.page(), "run .venv/bin/python tests/docs_prompts.py"
     assert re.findall(r"^### `(\w+)`$", text, re.MULTILINE) == list(questions())
+
+
+@pytest.mark.parametrize("name", docs_reference.PAGES)
+def test_tables_are_written_anew(name: str) -> None:
+    """The tables of settings and errors are what the rendered code gives."""
+    text = (docs_reference.FOLDER / name).read_text(encoding="utf-8")
+    fresh = docs_reference.with_tables(text, docs_reference.PAGES[name]())
+    assert text == fresh, "run .venv/bin/python tests/docs_reference.py"
+
+
+def test_settings_have_every_variable(tmp_path: Path) -> None:
+    """Each environment variable that a service's code names is on the page of settings."""
+    page = (docs_reference.FOLDER / "settings.md").read_text(encoding="utf-8")
+    answers = {"model_type": "custom", "auth": "jwt"} | docs_reference.EVERYTHING
+    project = render(tmp_path / "service", answers)
+    sources = [project / "tests/conformance/plugin.py", *project.glob("*.py")]
+    sources += project.glob("serving/**/*.py")
+    named: set[str] = set()
+    for path in sources:
+        text = path.read_text(encoding="utf-8")
+        named |= set(re.findall(r"(?:getenv\(|environ\[|environ\.get\()\"([A-Z_]+)\"", text))
+        named |= set(re.findall(r"\"(CUSTOM_[A-Z_]+|SAGEMAKER_[A-Z_]+)\"", text))
+    assert {"MODEL_NAME", "SAGEMAKER_MODEL_PATH", "CUSTOM_PRE_PROCESS"} <= named
+    assert named <= set(re.findall(r"`([A-Z_]+)`", page))
 
 
 def test_readme_lists_the_questions() -> None:
@@ -156,7 +181,9 @@ STACKS = {"README.md": "pytorch"}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("document", PAGES, ids=[path.relative_to(ROOT).with_suffix("").as_posix() for path in PAGES])
+@pytest.mark.parametrize(
+    "document", PAGES, ids=[path.relative_to(ROOT).with_suffix("").as_posix() for path in PAGES]
+)
 def test_code_blocks(document: Path, tmp_path: Path) -> None:
     """What a page's fenced blocks say is so, one by one; or a mark says why it is not tried."""
     found = blocks(document.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Many services at once: the script of docs/how-to/update.md, over repositories as GitHub has them."""
+"""Many services at once: the script of how-to/update.md, over repositories as GitHub has them."""
 
 import os
 import re

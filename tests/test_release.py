@@ -372,12 +372,21 @@ def test_changed_is_no_patch(repository: Repository) -> None:
 @pytest.mark.parametrize(
     ("news", "message"),
     [
-        ({}, "CHANGELOG.md says 'Came: none'. By docs/reference/spec.md it is MS-{}, since v1.0.0."),
+        (
+            {},
+            "CHANGELOG.md says 'Came: none'. By docs/reference/spec.md it is MS-{}, since v1.0.0.",
+        ),
         (
             {"came": "MS-{}, MS-90 to MS-93 and MS-95"},
-            "says 'Came: MS-{}, MS-90 to MS-93, MS-95'. By docs/reference/spec.md it is MS-{}, since",
+            (
+                "says 'Came: MS-{}, MS-90 to MS-93, MS-95'. "
+                "By docs/reference/spec.md it is MS-{}, since"
+            ),
         ),
-        ({"came": "MS-{}", "went": "MS-7"}, "says 'Went: MS-7'. By docs/reference/spec.md it is none, since"),
+        (
+            {"came": "MS-{}", "went": "MS-7"},
+            "says 'Went: MS-7'. By docs/reference/spec.md it is none, since",
+        ),
         (
             {"came": "MS-{}", "changed": "MS-{}"},
             "CHANGELOG.md says that MS-{} changed. Only a requirement that was there before",
@@ -411,7 +420,9 @@ def test_went_is_told(repository: Repository) -> None:
     """A requirement does not disappear without a word."""
     repository.remove(7)
     repository.prepare("2.0.0")
-    assert_refused(repository, "2.0.0", "says 'Went: none'. By docs/reference/spec.md it is MS-7, since")
+    assert_refused(
+        repository, "2.0.0", "says 'Went: none'. By docs/reference/spec.md it is MS-7, since"
+    )
 
 
 @pytest.mark.parametrize("label", ["Came", "Changed", "Went", "To do"])
@@ -441,8 +452,8 @@ def test_number_that_was_used_before(repository: Repository) -> None:
     repository.add(number)
     repository.prepare("2.1.0", came=f"MS-{number}")
     message = (
-        f"MS-{number} is new in docs/reference/spec.md, but numbers up to MS-{number} were given away "
-        f"before. Take MS-{number + 1}."
+        f"MS-{number} is new in docs/reference/spec.md, but numbers up to MS-{number} were given "
+        f"away before. Take MS-{number + 1}."
     )
     assert_refused(repository, "2.1.0", message)
 
