@@ -83,6 +83,36 @@ def test_settings_have_every_variable(tmp_path: Path) -> None:
     assert named <= set(re.findall(r"`([A-Z_]+)`", page))
 
 
+def test_architecture(tmp_path: Path) -> None:
+    """The page names every module of a service, and its states say what the code says."""
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    answers = {"model_type": "custom", "input_kind": "json", "auth": "jwt"}
+    project = render(tmp_path / "service", answers | docs_reference.EVERYTHING)
+    modules = {
+        path.relative_to(project / "serving").as_posix() for path in project.glob("serving/**/*.py")
+    }
+    rows = re.findall(r"^\| (`[\w/]+\.py`.*?) \|", page, re.MULTILINE)
+    named = set(re.findall(r"`([\w/]+\.py)`", " ".join(rows)))
+    assert named == {name for name in modules if not name.endswith("__init__.py")}
+    errors = (docs_reference.FOLDER / "errors.md").read_text(encoding="utf-8")
+    said = re.findall(r"503 \"(.+?)\"", page)
+    assert len(set(said)) >= 6
+    for sentence in said:
+        assert f"| {sentence} |" in errors.replace("Starting: ….", "Starting: gRPC."), sentence
+
+
+def test_metrics(tmp_path: Path) -> None:
+    """The page of metrics names every series of a service with everything."""
+    page = (docs_reference.FOLDER / "metrics.md").read_text(encoding="utf-8")
+    source = (
+        render(tmp_path / "service", docs_reference.EVERYTHING) / "serving/metrics.py"
+    ).read_text()
+    found = re.findall(r"\b(Counter|Histogram|Gauge|_show|GaugeMetricFamily)\(\s*\"(\w+)\"", source)
+    assert len(found) >= 10
+    for kind, name in found:
+        assert f"`{name}_total`" in page if kind == "Counter" else f"`{name}`" in page, name
+
+
 def test_readme_lists_the_questions() -> None:
     """The table in README.md has every question, with its values, the default first."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
