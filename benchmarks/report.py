@@ -63,7 +63,7 @@ seconds that `copier copy` takes are named too; the peers have nothing to render
 The work of B3. The peak is what 64 connections get that wait for their answers, before and after.
 In between requests come at ten times that rate on up to 500 connections, and none waits for
 another; "not sent" are those for which no connection was free. The generator is
-`benchmarks/flood.py`. The server has one core for the model and the refusals.""",
+`benchmarks/flood.py`. The server has one core for the model and the rejections.""",
     "b6": """\
 The work and the form of B2. Server and load generator share two cores. `isolation` has the model in
 one other process, `replicas` has two processes with a model each (`WORKERS=2`), and LitServe two
@@ -198,7 +198,7 @@ FLOORS = [
     ),
     Floor(
         "b5",
-        "refusals under 10 ms at the median",
+        "rejections under 10 ms at the median",
         10,
         lambda x: x[BATCHING, None]["refusal_p50"],
         at_least=False,
@@ -359,7 +359,10 @@ def start_table(figures: Figures) -> str:
 def flood_table(figures: Figures) -> str:
     """Return what each subject answers, and how, when too much is asked."""
     lines = [
-        "| | peak/s | answers/s | p99 ms | refusals/s | p50 of these ms | not sent/s | grown MiB |",
+        (
+            "| | peak/s | answers/s | p99 ms | rejections/s | p50 of these ms | not sent/s "
+            "| grown MiB |"
+        ),
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for (subject, _), x in figures.items():

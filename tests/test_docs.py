@@ -154,6 +154,41 @@ def test_links(document: Path) -> None:
             assert anchor in anchors(linked.read_text(encoding="utf-8")), target
 
 
+@every_document
+def test_paths(document: Path) -> None:
+    """Every file and folder that a document names is there, here or in the template."""
+    text = document.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:template|parts|tests|benchmarks|docs)/[a-z_\d./-]+)`", text):
+        places = [ROOT / path, ROOT / "template" / path, ROOT / "template" / f"{path}.jinja"]
+        made = {
+            "tests/checkpoint.py",
+            "tests/recorded.json",
+            "tests/tiny.pt",
+        }  # by a service's owner
+        assert path in made or any(place.exists() for place in places), path
+
+
+def test_decisions() -> None:
+    """Each decision has the same parts, its number, and a row in the index."""
+    folder = ROOT / "docs" / "explanation" / "decisions"
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    files = sorted(folder.glob("[0-9]*.md"))
+    for number, file in enumerate(files, start=1):
+        text = file.read_text(encoding="utf-8")
+        found = re.fullmatch(
+            r"# (\d+)\. (.+)\n\nDate: (2026-\d\d-\d\d)\n\n"
+            r"## Context\n\n.+\n## Decision\n\n.+\n## Consequences\n\n.+\n",
+            text,
+            re.DOTALL,
+        )
+        assert found, file.name
+        title = found[2].partition("\n")[0]
+        assert file.name.startswith(f"{number:04}-")
+        assert int(found[1]) == number
+        assert f"| {number} | [{title}]({file.name}) | {found[3]} |" in index
+    assert len(re.findall(r"^\| \d+ \|", index, re.MULTILINE)) == len(files)
+
+
 def test_spec_names_every_conformance_test(rendered_tests: str) -> None:
     """Each conformance test is named under each requirement whose number it carries."""
     text = (ROOT / "docs" / "reference" / "spec.md").read_text(encoding="utf-8")
