@@ -27,6 +27,7 @@ golden: .venv/complete
 
 docs: .venv/complete
 	$(VENV)/python -m tools.docs_prompts
+	$(VENV)/python -m tools.docs_reference
 
 bench: .venv/complete
 	@$(VENV)/python -m benchmarks.bench --only '$(ONLY)' --subjects '$(SUBJECTS)' --seconds '$(SECONDS)' --repeats '$(REPEATS)'

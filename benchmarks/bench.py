@@ -1,6 +1,6 @@
 """Runs the benchmarks: the subjects of one take turns, three times, each while the others stand.
 
-A whole run writes docs/benchmarks.md; a part of it only prints its figures.
+A whole run writes docs/reference/benchmarks.md; a part of it only prints its figures.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def main() -> None:
     if len(results) == len(every) and not arguments.subjects:
         about = machine(arguments.seconds, arguments.repeats)
         titles = {name: every[name].title for name in names}
-        write(results, about, titles, ROOT / "docs")
+        write(results, about, titles, ROOT / "docs" / "reference")
 
 
 if __name__ == "__main__":

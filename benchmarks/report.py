@@ -1,4 +1,4 @@
-"""Turns measurements into docs/benchmarks.md and its plots."""
+"""Turns measurements into docs/reference/benchmarks.md and its plots."""
 
 import platform
 import subprocess
@@ -48,7 +48,7 @@ in the form of its own protocol. The peers' metrics and access logs are off, and
 A JPEG of 320 x 80 pixels (4.7 kB) with a line of text. The classifier that tells which way up it is
 comes with rapidocr, and runs on ONNX Runtime with one thread. The limit is decoding and running, in
 a loop in one process, on the same core in the same run. "The document's code" is what the document
-that the specification comes from prints ([source.md](source.md)), call for call.""",
+that the specification comes from prints ([source.md](../explanation/source.md)), call for call.""",
     "b3": """\
 One sentence per request, embedded by all-MiniLM-L6-v2 on torch with one thread. Offline is the same
 code over ready batches, with no service around it.""",
@@ -63,7 +63,7 @@ seconds that `copier copy` takes are named too; the peers have nothing to render
 The work of B3. The peak is what 64 connections get that wait for their answers, before and after.
 In between requests come at ten times that rate on up to 500 connections, and none waits for
 another; "not sent" are those for which no connection was free. The generator is
-`benchmarks/flood.py`. The server has one core for the model and the refusals.""",
+`benchmarks/flood.py`. The server has one core for the model and the rejections.""",
     "b6": """\
 The work and the form of B2. Server and load generator share two cores. `isolation` has the model in
 one other process, `replicas` has two processes with a model each (`WORKERS=2`), and LitServe two
@@ -198,7 +198,7 @@ FLOORS = [
     ),
     Floor(
         "b5",
-        "refusals under 10 ms at the median",
+        "rejections under 10 ms at the median",
         10,
         lambda x: x[BATCHING, None]["refusal_p50"],
         at_least=False,
@@ -315,7 +315,7 @@ def introduction(about: Mapping[str, Any], results: Mapping[str, list[Sample]]) 
 # Benchmarks
 
 Written by `make bench SECONDS={seconds} REPEATS={repeats}`, which measures all of this in one run
-([testing.md](testing.md#benchmarks)).
+([testing.md](../development/testing.md#benchmarks)).
 
 {listed}
 
@@ -359,7 +359,10 @@ def start_table(figures: Figures) -> str:
 def flood_table(figures: Figures) -> str:
     """Return what each subject answers, and how, when too much is asked."""
     lines = [
-        "| | peak/s | answers/s | p99 ms | refusals/s | p50 of these ms | not sent/s | grown MiB |",
+        (
+            "| | peak/s | answers/s | p99 ms | rejections/s | p50 of these ms | not sent/s "
+            "| grown MiB |"
+        ),
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for (subject, _), x in figures.items():

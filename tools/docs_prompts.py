@@ -1,4 +1,4 @@
-"""Write docs/prompts.md from copier.yml: `make docs`."""
+"""Write docs/reference/prompts.md from copier.yml: `make docs`."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -8,7 +8,7 @@ from jinja2 import Environment
 
 from tests.support.variants import ROOT, choices, questionnaire, questions, table
 
-PAGE = ROOT / "docs" / "prompts.md"
+PAGE = ROOT / "docs" / "reference" / "prompts.md"
 
 HEAD = """\
 # Prompts

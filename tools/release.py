@@ -1,4 +1,6 @@
-"""Tag a version of the template: `make release VERSION=1.1.0`. docs/releasing.md says how.
+"""Tag a version of the template: `make release VERSION=1.1.0`.
+
+docs/development/releasing.md says how.
 
 It needs Python 3.11 or newer, and nothing that is installed.
 """
@@ -21,7 +23,7 @@ if sys.version_info < OLDEST_PYTHON:
 
 ROOT = Path(__file__).resolve().parents[1]
 BRANCH = "main"
-SPEC = "docs/spec.md"
+SPEC = "docs/reference/spec.md"
 CHANGELOG = "CHANGELOG.md"
 UNRELEASED = "## Unreleased\n"
 # Where the version is written down, and how to find it there.

@@ -127,13 +127,15 @@ def test_url_where_nothing_answers(project: Path) -> None:
 
 
 def test_the_source_documents_own_code(project: Path) -> None:
-    """docs/source.md lists what the source document's own code fails, and nothing else."""
+    """explanation/source.md lists what the source document's own code fails, and nothing else."""
     shutil.rmtree(project / "serving")
     for name in ("main.py", "inference.py", "device.py"):
         shutil.copy(SUBJECTS / "seed_code" / name, project)
     conformance(project, patience="20")
     rows: list[Any] = re.findall(
-        r"^\| MS-(\d+) \| (.+?) \|", (ROOT / "docs" / "source.md").read_text("utf-8"), re.MULTILINE
+        r"^\| MS-(\d+) \| (.+?) \|",
+        (ROOT / "docs" / "explanation" / "source.md").read_text("utf-8"),
+        re.MULTILINE,
     )
     found = outcomes(project)
     assert {int(number) for number, _ in rows} == found["fail"]

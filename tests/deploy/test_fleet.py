@@ -1,4 +1,4 @@
-"""Many services at once: the script of docs/update.md, over repositories as GitHub has them."""
+"""Many services at once: the script of how-to/update.md, over repositories as GitHub has them."""
 
 import os
 import re
@@ -24,7 +24,7 @@ esac
 
 def scripts() -> tuple[str, str]:
     """Return update-one.sh, and the loop around it."""
-    text = (ROOT / "docs" / "update.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "how-to" / "update.md").read_text(encoding="utf-8")
     section = text.partition("## Forty services")[2]
     blocks = re.findall(r"^```sh\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
     [one] = [block for block in blocks if "gh pr create" in block]

@@ -12,7 +12,7 @@ from tests.support.environments import environment
 from tests.support.rendering import files_in, render
 from tests.support.updating import yours
 from tests.support.variants import CONTRACTS, ROOT, choices, questions
-from tools import docs_prompts
+from tools import docs_prompts, docs_reference
 
 SKIPPED = {".venv", ".cache", ".demo", ".git", ".pytest_cache", "golden"}
 DOCUMENTS = sorted(
@@ -52,10 +52,64 @@ def rendered_tests(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_prompts_are_written_anew() -> None:
-    """docs/prompts.md is what copier.yml gives; it names every question and choice by itself."""
+    """reference/prompts.md is what copier.yml gives; it names every question and choice."""
     text = docs_prompts.PAGE.read_text(encoding="utf-8")
     assert text == docs_prompts.page(), "run `make docs`"
     assert re.findall(r"^### `(\w+)`$", text, re.MULTILINE) == list(questions())
+
+
+@pytest.mark.parametrize("name", docs_reference.PAGES)
+def test_tables_are_written_anew(name: str) -> None:
+    """The tables of settings and errors are what the rendered code gives."""
+    text = (docs_reference.FOLDER / name).read_text(encoding="utf-8")
+    fresh = docs_reference.with_tables(text, docs_reference.PAGES[name]())
+    assert text == fresh, "run .venv/bin/python tools/docs_reference.py"
+
+
+def test_settings_have_every_variable(tmp_path: Path) -> None:
+    """Each environment variable that a service's code names is on the page of settings."""
+    page = (docs_reference.FOLDER / "settings.md").read_text(encoding="utf-8")
+    answers = {"model_type": "custom", "auth": "jwt"} | docs_reference.EVERYTHING
+    project = render(tmp_path / "service", answers)
+    sources = [project / "tests/conformance/plugin.py", *project.glob("*.py")]
+    sources += project.glob("serving/**/*.py")
+    named: set[str] = set()
+    for path in sources:
+        text = path.read_text(encoding="utf-8")
+        named |= set(re.findall(r"(?:getenv\(|environ\[|environ\.get\()\"([A-Z_]+)\"", text))
+        named |= set(re.findall(r"\"(CUSTOM_[A-Z_]+|SAGEMAKER_[A-Z_]+)\"", text))
+    assert {"MODEL_NAME", "SAGEMAKER_MODEL_PATH", "CUSTOM_PRE_PROCESS"} <= named
+    assert named <= set(re.findall(r"`([A-Z_]+)`", page))
+
+
+def test_architecture(tmp_path: Path) -> None:
+    """The page names every module of a service, and its states say what the code says."""
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    answers = {"model_type": "custom", "input_kind": "json", "auth": "jwt"}
+    project = render(tmp_path / "service", answers | docs_reference.EVERYTHING)
+    modules = {
+        path.relative_to(project / "serving").as_posix() for path in project.glob("serving/**/*.py")
+    }
+    rows = re.findall(r"^\| (`[\w/]+\.py`.*?) \|", page, re.MULTILINE)
+    named = set(re.findall(r"`([\w/]+\.py)`", " ".join(rows)))
+    assert named == {name for name in modules if not name.endswith("__init__.py")}
+    errors = (docs_reference.FOLDER / "errors.md").read_text(encoding="utf-8")
+    said = re.findall(r"503 \"(.+?)\"", page)
+    assert len(set(said)) >= 6
+    for sentence in said:
+        assert f"| {sentence} |" in errors.replace("Starting: ….", "Starting: gRPC."), sentence
+
+
+def test_metrics(tmp_path: Path) -> None:
+    """The page of metrics names every series of a service with everything."""
+    page = (docs_reference.FOLDER / "metrics.md").read_text(encoding="utf-8")
+    source = (
+        render(tmp_path / "service", docs_reference.EVERYTHING) / "serving/metrics.py"
+    ).read_text()
+    found = re.findall(r"\b(Counter|Histogram|Gauge|_show|GaugeMetricFamily)\(\s*\"(\w+)\"", source)
+    assert len(found) >= 10
+    for kind, name in found:
+        assert f"`{name}_total`" in page if kind == "Counter" else f"`{name}`" in page, name
 
 
 def test_readme_lists_the_questions() -> None:
@@ -77,7 +131,7 @@ def test_readme_lists_the_questions() -> None:
             assert values == ([str(default)] if default != "" else [])
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/update.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/how-to/update.md"])
 def test_files_that_are_yours(document: str) -> None:
     """Where documents list the user's files, these are the ones that copier.yml declares."""
     text = (ROOT / document).read_text(encoding="utf-8")
@@ -99,9 +153,44 @@ def test_links(document: Path) -> None:
             assert anchor in anchors(linked.read_text(encoding="utf-8")), target
 
 
+@every_document
+def test_paths(document: Path) -> None:
+    """Every file and folder that a document names is there, here or in the template."""
+    text = document.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:template|parts|tests|benchmarks|docs)/[a-z_\d./-]+)`", text):
+        places = [ROOT / path, ROOT / "template" / path, ROOT / "template" / f"{path}.jinja"]
+        made = {
+            "tests/checkpoint.py",
+            "tests/recorded.json",
+            "tests/tiny.pt",
+        }  # by a service's owner
+        assert path in made or any(place.exists() for place in places), path
+
+
+def test_decisions() -> None:
+    """Each decision has the same parts, its number, and a row in the index."""
+    folder = ROOT / "docs" / "explanation" / "decisions"
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    files = sorted(folder.glob("[0-9]*.md"))
+    for number, file in enumerate(files, start=1):
+        text = file.read_text(encoding="utf-8")
+        found = re.fullmatch(
+            r"# (\d+)\. (.+)\n\nDate: (2026-\d\d-\d\d)\n\n"
+            r"## Context\n\n.+\n## Decision\n\n.+\n## Consequences\n\n.+\n",
+            text,
+            re.DOTALL,
+        )
+        assert found, file.name
+        title = found[2].partition("\n")[0]
+        assert file.name.startswith(f"{number:04}-")
+        assert int(found[1]) == number
+        assert f"| {number} | [{title}]({file.name}) | {found[3]} |" in index
+    assert len(re.findall(r"^\| \d+ \|", index, re.MULTILINE)) == len(files)
+
+
 def test_spec_names_every_conformance_test(rendered_tests: str) -> None:
     """Each conformance test is named under each requirement whose number it carries."""
-    text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "spec.md").read_text(encoding="utf-8")
     sections = re.split(r"^### MS-(\d+) .+$", text, flags=re.MULTILINE)
     requirements = dict(zip(map(int, sections[1::2]), sections[2::2], strict=True))
     assert list(requirements) == list(range(1, len(requirements) + 1))
@@ -115,7 +204,7 @@ def test_spec_names_every_conformance_test(rendered_tests: str) -> None:
 
 def test_services_know_every_requirement(tmp_path: Path) -> None:
     """The table that a run ends with has spec.md's titles; each is tested, or is said why not."""
-    text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "spec.md").read_text(encoding="utf-8")
     titles = {int(n): title for n, title in re.findall(r"^### MS-(\d+) (.+)$", text, re.MULTILINE)}
     tests = render(tmp_path / "service", {}) / "tests" / "conformance"
     known = runpy.run_path(str(tests / "spec.py"))
@@ -155,11 +244,13 @@ def test_readme_draws_the_tree(tmp_path: Path) -> None:
 
 
 # A page whose services need more than those of a model that is plain Python.
-STACKS = {"README.md": "pytorch"}
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+STACKS = {"first-service.md": "pytorch"}
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("document", PAGES, ids=[path.stem for path in PAGES])
+@pytest.mark.parametrize(
+    "document", PAGES, ids=[path.relative_to(ROOT).with_suffix("").as_posix() for path in PAGES]
+)
 def test_code_blocks(document: Path, tmp_path: Path) -> None:
     """What a page's fenced blocks say is so, one by one; or a mark says why it is not tried."""
     found = blocks(document.read_text(encoding="utf-8"))

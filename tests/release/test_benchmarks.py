@@ -14,7 +14,7 @@ from benchmarks.subjects import BENCHMARKS, form
 from tests.support.live import is_alive
 from tests.support.variants import ROOT
 
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 TITLES = {benchmark.name: benchmark.title for benchmark in BENCHMARKS}
 ABOUT = {
     "cpu": "some CPU",

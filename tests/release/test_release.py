@@ -20,14 +20,14 @@ FILES = (
     "Makefile",
     "README.md",
     "copier.yml",
-    "docs/spec.md",
+    "docs/reference/spec.md",
     "pyproject.toml",
     "tools/release.py",
 )
 # Where the version is written down.
 VERSION_IN = {
     "copier.yml": r'(?m)(?<=^spec_version:\n  type: str\n  when: false\n  default: ")[^"]*',
-    "docs/spec.md": r"(?m)(?<=^Version ).*(?=\.$)",
+    "docs/reference/spec.md": r"(?m)(?<=^Version ).*(?=\.$)",
     "pyproject.toml": r'(?m)(?<=^version = ")[^"]*',
 }
 NONE = "none"
@@ -53,11 +53,11 @@ class Repository:
     def add(self, number: int) -> None:
         """Add a requirement to the specification."""
         section = f"\n### MS-{number} Another\n\n* Demand: one more thing.\n"
-        self.change("docs/spec.md", r"\Z", section)
+        self.change("docs/reference/spec.md", r"\Z", section)
 
     def remove(self, number: int) -> None:
         """Take a requirement out of the specification."""
-        self.change("docs/spec.md", rf"(?ms)^### MS-{number} .*?(?=^##|\Z)", "")
+        self.change("docs/reference/spec.md", rf"(?ms)^### MS-{number} .*?(?=^##|\Z)", "")
 
     def set_version(self, version: str) -> None:
         """Write the version into every file that names it."""
@@ -145,7 +145,7 @@ def repository(released: Repository, tmp_path: Path) -> Repository:
 
 def requirements(repository: Repository) -> list[int]:
     """Return the numbers in the specification."""
-    found = re.findall(r"(?m)^### MS-(\d+) ", repository.read("docs/spec.md"))
+    found = re.findall(r"(?m)^### MS-(\d+) ", repository.read("docs/reference/spec.md"))
     return [int(number) for number in found]
 
 
@@ -201,9 +201,9 @@ def test_major_release(repository: Repository) -> None:
 
 def test_patch_release(repository: Repository) -> None:
     """Other line breaks in a demand change nothing, so that a patch will do."""
-    demand = re.search(r"(?m)^\* Demand: .+(\n  .+)+", repository.read("docs/spec.md"))
+    demand = re.search(r"(?m)^\* Demand: .+(\n  .+)+", repository.read("docs/reference/spec.md"))
     assert demand
-    repository.change("docs/spec.md", re.escape(demand[0]), " ".join(demand[0].split()))
+    repository.change("docs/reference/spec.md", re.escape(demand[0]), " ".join(demand[0].split()))
     repository.prepare("1.0.1")
     result = repository.release("VERSION=1.0.1")
     assert result.returncode == 0, result.stderr
@@ -364,7 +364,7 @@ def test_went_is_no_minor(repository: Repository) -> None:
 
 def test_changed_is_no_patch(repository: Repository) -> None:
     """So is a requirement that asks something else at least a minor version."""
-    repository.change("docs/spec.md", r"(?<=\* Demand: )(?=\S)", "strictly, ")
+    repository.change("docs/reference/spec.md", r"(?<=\* Demand: )(?=\S)", "strictly, ")
     repository.prepare("1.0.1", changed="MS-1")
     assert_refused(repository, "1.0.1", "changed MS-1 and went none. Take 1.1.0.")
 
@@ -372,12 +372,21 @@ def test_changed_is_no_patch(repository: Repository) -> None:
 @pytest.mark.parametrize(
     ("news", "message"),
     [
-        ({}, "CHANGELOG.md says 'Came: none'. By docs/spec.md it is MS-{}, since v1.0.0."),
+        (
+            {},
+            "CHANGELOG.md says 'Came: none'. By docs/reference/spec.md it is MS-{}, since v1.0.0.",
+        ),
         (
             {"came": "MS-{}, MS-90 to MS-93 and MS-95"},
-            "says 'Came: MS-{}, MS-90 to MS-93, MS-95'. By docs/spec.md it is MS-{}, since",
+            (
+                "says 'Came: MS-{}, MS-90 to MS-93, MS-95'. "
+                "By docs/reference/spec.md it is MS-{}, since"
+            ),
         ),
-        ({"came": "MS-{}", "went": "MS-7"}, "says 'Went: MS-7'. By docs/spec.md it is none, since"),
+        (
+            {"came": "MS-{}", "went": "MS-7"},
+            "says 'Went: MS-7'. By docs/reference/spec.md it is none, since",
+        ),
         (
             {"came": "MS-{}", "changed": "MS-{}"},
             "CHANGELOG.md says that MS-{} changed. Only a requirement that was there before",
@@ -398,7 +407,7 @@ def test_changelog_tells_what_happened(
 
 def test_change_is_told(repository: Repository) -> None:
     """A demand that reads differently is told as a change."""
-    repository.change("docs/spec.md", r"(?<=\* Demand: )(?=\S)", "strictly, ")
+    repository.change("docs/reference/spec.md", r"(?<=\* Demand: )(?=\S)", "strictly, ")
     repository.prepare("1.1.0")
     message = "MS-1 asks something else since v1.0.0: add it to 'Changed' in CHANGELOG.md."
     assert_refused(repository, "1.1.0", message)
@@ -411,7 +420,9 @@ def test_went_is_told(repository: Repository) -> None:
     """A requirement does not disappear without a word."""
     repository.remove(7)
     repository.prepare("2.0.0")
-    assert_refused(repository, "2.0.0", "says 'Went: none'. By docs/spec.md it is MS-7, since")
+    assert_refused(
+        repository, "2.0.0", "says 'Went: none'. By docs/reference/spec.md it is MS-7, since"
+    )
 
 
 @pytest.mark.parametrize("label", ["Came", "Changed", "Went", "To do"])
@@ -441,8 +452,8 @@ def test_number_that_was_used_before(repository: Repository) -> None:
     repository.add(number)
     repository.prepare("2.1.0", came=f"MS-{number}")
     message = (
-        f"MS-{number} is new in docs/spec.md, but numbers up to MS-{number} were given away "
-        f"before. Take MS-{number + 1}."
+        f"MS-{number} is new in docs/reference/spec.md, but numbers up to MS-{number} were given "
+        f"away before. Take MS-{number + 1}."
     )
     assert_refused(repository, "2.1.0", message)
 
@@ -451,7 +462,7 @@ def test_number_that_is_used_twice(repository: Repository) -> None:
     """Two requirements do not share a number."""
     repository.add(7)
     repository.prepare("1.0.1")
-    message = "docs/spec.md has 2 requirements MS-7. Each needs a number of its own."
+    message = "docs/reference/spec.md has 2 requirements MS-7. Each needs a number of its own."
     assert_refused(repository, "1.0.1", message)
 
 

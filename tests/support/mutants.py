@@ -309,7 +309,7 @@ MUTANTS = [
         "messages-not-read",
         (ERRORS, "for text in texts", "for text in ()"),
     ),
-    mutant(34, "no-time-to-retry", (ERRORS, '{"Retry-After": "5"}', "{}")),
+    mutant(34, "no-time-to-retry", (ERRORS, '"Out of memory.", 5', '"Out of memory.", None')),
     mutant(34, "gpu-not-named", (RUNNER, '"GPU out of memory." if is_gpu else ', "")),
     mutant(34, "gpu-named-on-the-cpu", (RUNNER, 'get_device() != "cpu" and ', "")),
     mutant(
@@ -390,7 +390,7 @@ MUTANTS = [
     mutant(
         48,
         "no-time-to-retry",
-        (ERRORS, 'waiting.", RETRY_SOON', 'waiting.", {}'),
+        (ERRORS, 'waiting.", 1', 'waiting.", None'),
     ),
     mutant(
         48,

@@ -20,7 +20,7 @@ from tests.support.variants import ROOT
 
 CHECK_SECONDS = 0.1
 
-CONFIGURATIONS = ROOT / "docs" / "proxies"
+CONFIGURATIONS = ROOT / "docs" / "how-to" / "proxies"
 SERVER = "127.0.0.1:8000"
 # What a test does not wait for, and what it needs to run beside others.
 IN_TESTS: dict[str, list[tuple[str, str]]] = {

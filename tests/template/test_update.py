@@ -310,7 +310,7 @@ def test_conflict_is_told(repository: Path, tmp_path: Path, mode: Literal["inlin
 
 
 def test_update_with_a_conflict_is_taken_back(repository: Path, tmp_path: Path) -> None:
-    """What docs/update.md says of either side holds, and of taking all of it back."""
+    """What docs/how-to/update.md says of either side holds, and of taking all of it back."""
     project = render(repository, tmp_path / "service")
     change(project / WORKER, "logger = ", 'MINE = "Here."\nlogger = ')
     mine = contents(project)

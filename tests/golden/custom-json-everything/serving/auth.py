@@ -13,7 +13,7 @@ import jwt
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.errors import RETRY_SOON, ServiceError, respond
+from serving.errors import ServiceError, respond
 from serving.settings import settings
 
 # They run no model and change nothing.
@@ -67,8 +67,7 @@ class Forbidden(ServiceError):
 class CannotAuthorize(ServiceError):
     """Whoever has to be asked about the request did not answer in time."""
 
-    status, message = 503, "Cannot find out at present whether this is allowed."
-    sends = RETRY_SOON
+    status, message, retry_after = 503, "Cannot find out at present whether this is allowed.", 1
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,6 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Scope
 
-RETRY_SOON = {"Retry-After": "1"}
-CLOSE = {"Connection": "close"}  # where the rest of the request is not wanted
-
 logger = logging.getLogger(__name__)
 
 
@@ -24,10 +21,14 @@ class ServiceError(HTTPException):
 
     status: ClassVar[int]
     message: ClassVar[str]
-    sends: ClassVar[dict[str, str]] = {}  # headers
+    retry_after: ClassVar[int | None] = None  # seconds
+    closes: ClassVar[bool] = False  # the connection, where the rest of the request is not wanted
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(self.status, message or self.message, self.sends)
+        headers = {"Retry-After": str(self.retry_after)} if self.retry_after else {}
+        if self.closes:
+            headers["Connection"] = "close"
+        super().__init__(self.status, message or self.message, headers)
 
 
 class BadInput(ServiceError):
@@ -39,7 +40,8 @@ class BadInput(ServiceError):
 class TooSlow(ServiceError):
     """The body was not complete within REQUEST_TIMEOUT_SECONDS."""
 
-    status, message, sends = 408, "The request took too long to arrive.", CLOSE
+    status, message = 408, "The request took too long to arrive."
+    closes = True
 
 
 class TooLarge(ServiceError):
@@ -63,19 +65,20 @@ class NotReady(ServiceError):
 class Busy(ServiceError):
     """As many requests wait as MAX_QUEUE_SIZE allows."""
 
-    status, message, sends = 503, "Too many requests are waiting.", RETRY_SOON
+    status, message, retry_after = 503, "Too many requests are waiting.", 1
 
 
 class TooManyBytes(ServiceError):
     """The bodies of the requests that are here take MAX_BODIES_MB."""
 
-    status, message, sends = 503, "Too many large requests are here.", RETRY_SOON | CLOSE
+    status, message, retry_after = 503, "Too many large requests are here.", 1
+    closes = True
 
 
 class OutOfMemory(ServiceError):
     """There was no memory left for this request: the machine's, or the GPU's."""
 
-    status, message, sends = 503, "Out of memory.", {"Retry-After": "5"}
+    status, message, retry_after = 503, "Out of memory.", 5
 
 
 class DeadlineExceeded(ServiceError):
