@@ -180,6 +180,7 @@ def type_of(annotation: ast.expr) -> str:
             return type_of(inner)
         case _:
             names = {
+                "Device": "`cuda`, `mps`, `cpu`, or a GPU as `cuda:1`",
                 "Port": "port",
                 "PositiveInt": "integer from 1",
                 "NonNegativeInt": "integer from 0",

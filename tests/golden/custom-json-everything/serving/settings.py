@@ -30,6 +30,7 @@ def check_device(name: str) -> str:
     return name
 
 
+Device = Annotated[str, AfterValidator(check_device)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 SERVED = sys.argv[1:] == ["serve"]  # with this argument SageMaker runs an image
 
@@ -45,7 +46,7 @@ class Settings(BaseSettings):
     """Port to listen on; where SageMaker starts the image, `SAGEMAKER_BIND_TO_PORT` or 8080."""
     grpc_port: Port = 8081
     """Port to listen on for gRPC."""
-    device: Annotated[str, AfterValidator(check_device)] | None = None
+    device: Device | None = None
     """Device to use, taken as it stands, such as `cuda:1`; by default the best there is."""
     max_upload_mb: PositiveInt = 20
     """Larger bodies are 413."""

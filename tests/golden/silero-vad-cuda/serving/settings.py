@@ -30,6 +30,7 @@ def check_device(name: str) -> str:
     return name
 
 
+Device = Annotated[str, AfterValidator(check_device)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -40,7 +41,7 @@ class Settings(BaseSettings):
 
     port: Port = 8000
     """Port to listen on."""
-    device: Annotated[str, AfterValidator(check_device)] | None = None
+    device: Device | None = None
     """Device to use, taken as it stands, such as `cuda:1`; by default the best there is."""
     max_upload_mb: PositiveInt = 20
     """Larger bodies are 413."""
