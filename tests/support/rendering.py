@@ -1,31 +1,67 @@
 """Renders the template as it stands in the working tree."""
 
+import hashlib
+import json
+import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from copier import run_copy
 
 from tests.support.variants import ROOT
 
+RENDERS = ROOT / ".cache" / "renders"
+
 
 @cache
 def template_folder() -> Path:
     """Return a copy of what the template consists of, without git: uncommitted changes count."""
-    folder = Path(mkdtemp(prefix="template-"))
-    shutil.copy(ROOT / "copier.yml", folder)
-    for name in ("template", "parts"):
-        shutil.copytree(ROOT / name, folder / name)
-    return folder
+    content = hashlib.sha256()
+    for file in sorted(
+        [ROOT / "copier.yml", *ROOT.glob("template/**/*"), *ROOT.glob("parts/**/*")]
+    ):
+        if file.is_file():
+            content.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
+    folder = RENDERS / content.hexdigest()[:16] / "template"
+
+    def copy(partial: Path) -> None:
+        partial.mkdir(parents=True)
+        shutil.copy(ROOT / "copier.yml", partial)
+        for name in ("template", "parts"):
+            shutil.copytree(ROOT / name, partial / name)
+
+    return make_once(folder, copy)
 
 
 def render(folder: Path, answers: Mapping[str, Any]) -> Path:
-    """Render a service with these answers, and the defaults for the others."""
-    run_copy(str(template_folder()), folder, data=dict(answers), defaults=True, quiet=True)
+    """Render a service with these answers, and the defaults for the others.
+
+    Copier takes a second for it, so what it has rendered is kept for the next one who asks.
+    """
+    template = template_folder()
+    given = json.dumps(answers, sort_keys=True)
+    rendered = template.with_name(hashlib.sha256(given.encode()).hexdigest()[:16])
+
+    def run(partial: Path) -> None:
+        run_copy(str(template), partial, data=dict(answers), defaults=True, quiet=True)
+
+    make_once(rendered, run)
+    return Path(shutil.copytree(rendered, folder, dirs_exist_ok=True))
+
+
+def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Return a folder, made unless it is there; no other process sees half of it."""
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}-{os.getpid()}")
+        make(partial)
+        with suppress(OSError):  # another process was faster
+            partial.rename(folder)
+        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
