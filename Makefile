@@ -6,7 +6,7 @@ REPEATS ?= 3
 VENV := .venv/bin
 GATE = make test
 
-# Where it is set, each of the thousands of starts in the tests would compile the service anew.
+# Where it is set, each of the thousands of starts in the tests would compile what it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test golden docs bench release clean
@@ -39,7 +39,7 @@ release:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv --clear .venv
 	$(VENV)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(VENV)/uv pip install --quiet --compile-bytecode --python $(VENV)/python --constraint constraints.txt --group dev --group lint
+	$(VENV)/uv pip install --quiet --python $(VENV)/python --constraint constraints.txt --group dev --group lint
 	touch $@
 
 clean:

@@ -1,8 +1,12 @@
 """Sums up at the end of a run: variants by axis, at which depth, and the time of each stage."""
 
+import os
 from collections import Counter, defaultdict
 
 import pytest
+
+# As in the Makefile: else each start of a service would compile what it imports anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 STAGES = ("tree", "style", "types", "dependencies", "deployment", "answers")
 AXES = ("preset", "model_type", "input_kind", "accelerator")

