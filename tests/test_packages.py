@@ -18,7 +18,7 @@ from variants import ROOT
 
 PAGE = ROOT / "docs" / "how-to" / "packages.md"
 # PyTorch's own index is not needed for this one.
-ANSWERS = {"model_type": "pytorch", "input_kind": "image", "accelerator": "auto"}
+ANSWERS: dict[str, Any] = {"model_type": "pytorch", "input_kind": "image", "accelerator": "auto"}
 OLD = "facenet-pytorch==2.6.0"
 SETTINGS = "package = false\n"
 
