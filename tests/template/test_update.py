@@ -155,7 +155,7 @@ def test_deleted_files_of_the_user(repository: Path, tmp_path: Path) -> None:
     """Files that the user does not want stay away."""
     project = render(repository, tmp_path, preset="minilm")
     unwanted = owned(project, "you").keys()
-    assert unwanted == {"README.md", *(f"{name}.py" for name in YOURS)}
+    assert unwanted == {"README.md", ".gitattributes", *(f"{name}.py" for name in YOURS)}
     for name in unwanted:
         (project / name).unlink()
     update(project)

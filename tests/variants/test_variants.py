@@ -38,6 +38,7 @@ every_variant = pytest.mark.parametrize(
 ALWAYS = {
     ".copier-answers.yml",
     ".dockerignore",
+    ".gitattributes",
     ".github/workflows/ci.yml",
     ".github/workflows/template.yml",
     ".gitignore",

@@ -28,18 +28,15 @@ class Samples:
     missing: Request
     too_large: Request  # by one byte, where MAX_UPLOAD_MB is 1
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Any:
         """Return the valid request as one JSON document, its files in base64."""
         if self.field is None:
-            whole: dict[str, Any] = self.valid["json"]
-            return whole
+            return self.valid["json"]
         files = [b64encode(content).decode() for _, (_, content, _) in self.valid["files"]]
         return {self.field: files if self.several else files[0], **self.valid["data"]}
 
 
-def make_samples(
-    document: dict[str, Any], route: str, example: dict[str, Any], folder: Path
-) -> Samples:
+def make_samples(document: dict[str, Any], route: str, example: Any, folder: Path) -> Samples:
     """Make the requests of one valid example, whose files lie in the folder."""
     field, several = file_field(document, route)
     if field is None:
@@ -81,7 +78,7 @@ def make_samples(
     )
 
 
-def _json_samples(document: dict[str, Any], route: str, example: dict[str, Any]) -> Samples:
+def _json_samples(document: dict[str, Any], route: str, example: Any) -> Samples:
     content = document["paths"][route]["post"]["requestBody"]["content"]
     schema = _resolve(document, content["application/json"]["schema"])
 
@@ -98,7 +95,7 @@ def _json_samples(document: dict[str, Any], route: str, example: dict[str, Any])
         empty=body(b""),
         corrupt=body(b'{"'),
         wrong_type=body(b"{}", "text/plain"),
-        missing=body(b"{}" if schema.get("required") else b"[]"),
+        missing=body(b"{}" if schema.get("required") or schema.get("type") == "array" else b"[]"),
         too_large=body(json.dumps(example).encode().ljust(1024 * 1024 + 1)),
     )
 

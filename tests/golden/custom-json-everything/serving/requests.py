@@ -1,6 +1,5 @@
 """Takes a request off the wire: a JSON document."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -48,11 +47,11 @@ class RequestParser(Generic[ParamsT]):
                 raise BadInput(f"The body is not JSON: {errors[0]['msg']}") from error
             raise RequestValidationError(errors) from error
 
-    def decode_example(self, example: Mapping[str, Any]) -> list[Input[ParamsT]]:
+    def decode_example(self, example: Any) -> list[Input[ParamsT]]:
         """Return what the model takes of this body."""
-        return [Input(self.params(**example))]
+        return [Input(self.params.model_validate(example))]
 
-    def openapi(self, example: Mapping[str, Any]) -> dict[str, Any]:
+    def openapi(self, example: Any) -> dict[str, Any]:
         """Describe the body for the OpenAPI document."""
         schema = inline_refs(self.params.model_json_schema())
         content = {"application/json": {"schema": schema, "example": example}}

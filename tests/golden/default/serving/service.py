@@ -1,7 +1,7 @@
 """What every route calls, and all that stands around the app."""
 
 from asyncio import wrap_future
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Generic
@@ -32,7 +32,7 @@ class Service(Generic[ParamsT]):
         parse: RequestParser[ParamsT],
         output: type[BaseModel],
         *,
-        example: Mapping[str, Any],
+        example: Any,
         name: str,
     ) -> None:
         """Take the model's class, and all that tells what it is asked, and what it answers.

@@ -110,7 +110,7 @@ def credentials() -> dict[str, str]:
     return {"Authorization": f"Bearer {jwt.encode(claims, ENVIRONMENT['JWT_SECRET'])}"}
 
 
-def example() -> dict[str, Any]:
+def example() -> Any:
     """Return the model's EXAMPLE. A running deployment can be asked without importing it."""
     from inference import EXAMPLE
 

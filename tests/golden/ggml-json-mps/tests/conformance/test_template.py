@@ -139,9 +139,20 @@ def test_no_conflicts() -> None:
     )
 
 
+def has_lock() -> bool:
+    """Tell whether there is a uv.lock: the service's own, or that of a workspace around it."""
+    workspaces = [
+        folder
+        for folder in ROOT.parents
+        if (folder / "pyproject.toml").is_file()
+        and "[tool.uv.workspace]" in (folder / "pyproject.toml").read_text(encoding="utf-8")
+    ]
+    return any((folder / "uv.lock").exists() for folder in (ROOT, *workspaces))
+
+
 def test_lock_fits() -> None:
     """The image is built from uv.lock as it is: it has to hold what pyproject.toml asks for."""
-    if not (ROOT / "uv.lock").exists():
+    if not has_lock():
         return  # nobody has run `uv lock` yet
     uv = os.getenv("UV") or shutil.which("uv")
     if not uv:

@@ -104,7 +104,7 @@ def credentials() -> dict[str, str]:
     return {}
 
 
-def example() -> dict[str, Any]:
+def example() -> Any:
     """Return the model's EXAMPLE. A running deployment can be asked without importing it."""
     from inference import EXAMPLE
 

@@ -7,6 +7,7 @@ tensor means is derived from `Params` and `Output`; `GET /v2/models/my-model-ser
 import asyncio
 import gzip
 import re
+import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -279,14 +280,17 @@ class Signature(Generic[ParamsT]):
 
 
 def columns(model: type[BaseModel], *, in_rows: bool, output: bool) -> list[Column]:
-    """Return the fields of a model as tensors."""
+    """Return the fields of a model as tensors; a model without named fields ends the start."""
     if output:
         schema = model.model_json_schema(by_alias=False, mode="serialization")
     else:
         schema = model.model_json_schema()
+    fields = inline_refs(schema).get("properties")
+    if fields is None:
+        sys.exit(f"{model.__name__} must have named fields: each is a tensor of contracts=[oip]")
     return [
         describe_column(name, field, in_rows=in_rows, may_be_null=not output)
-        for name, field in inline_refs(schema).get("properties", {}).items()
+        for name, field in fields.items()
     ]
 
 
