@@ -230,6 +230,9 @@ def test_gauges(start: Start) -> None:
         let_go(service)
         assert [call.result().status_code for call in calls] == [200, 200]
     assert during["model_queue_depth"] == during["model_running"] == 1
+    waits = Scrape(service)
+    assert waits["model_queue_duration_seconds_count"] == 2
+    assert waits["model_queue_duration_seconds_sum"] > 0
     assert during["http_requests_in_flight"] == 3
     assert during.all("http_requests_total")["POST", "/infer", "503"] == 1
     assert during["model_batch_size_count"] == 0

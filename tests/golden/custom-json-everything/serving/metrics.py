@@ -68,6 +68,7 @@ DURATIONS = Histogram(
 IN_FLIGHT = Gauge("http_requests_in_flight", "Requests not answered yet.", **SUM)
 QUEUE_DEPTH = Gauge("model_queue_depth", "Requests that wait.", **SUM)
 RUNNING = Gauge("model_running", "Requests that the model works on.", **SUM)
+WAITS = Histogram("model_queue_duration_seconds", "Time in the queue.", buckets=SECONDS)
 BATCHES = Histogram("model_batch_size", "Requests in one call.", buckets=SIZES)
 CALLS = Histogram("model_call_duration_seconds", "Time of one call.", buckets=SECONDS)
 TIMEOUTS = Counter("model_timeouts", "Requests past INFER_TIMEOUT_SECONDS.")
@@ -106,6 +107,8 @@ class MeasuredWorker(Worker):
         super()._expire(call)
 
     def _ask(self, calls: list[Call]) -> list[Any]:
+        for call in calls:
+            WAITS.observe(call.started - call.queued)
         start = time.monotonic()
         answers = super()._ask(calls)
         BATCHES.observe(len(calls))
