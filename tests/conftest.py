@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter, defaultdict
+from collections.abc import Generator
 
 import pytest
 
@@ -10,6 +11,15 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 STAGES = ("tree", "style", "types", "dependencies", "deployment", "answers")
 AXES = ("preset", "model_type", "input_kind", "accelerator")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Count a test that is skipped as failed, where everything has to be there."""
+    report = yield
+    if report.skipped and os.getenv("REQUIRE_ALL"):
+        report.outcome = "failed"
+    return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from io import BytesIO
@@ -143,8 +143,10 @@ class Service:
     def megabytes(self, name: str) -> int:
         """Return how much memory its processes have (VmRSS), or had at their peaks (VmHWM)."""
         pid = self.process.pid
-        found = Path("/proc", str(pid), "task").glob("*/children")
-        children = " ".join(path.read_text(encoding="utf-8") for path in found).split()
+        children: list[str] = []
+        for path in Path("/proc", str(pid), "task").glob("*/children"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended since
+                children += path.read_text(encoding="utf-8").split()
         kilobytes = 0
         for process in (str(pid), *children):
             status = Path("/proc", process, "status").read_text(encoding="utf-8")

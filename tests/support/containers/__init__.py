@@ -36,7 +36,7 @@ class ContainerError(RuntimeError):
 
 @functools.cache
 def engine() -> str:
-    """Return the command to use, `docker` or `podman`, installing Podman where possible."""
+    """Return the command to use, `docker` or `podman`. Raises ContainerError where none works."""
     # Without systemd Podman's defaults fail; its settings cannot harm where Docker is found.
     if not Path("/run/systemd/system").is_dir():
         os.environ.setdefault("CONTAINERS_CONF", str(HERE / "containers.conf"))

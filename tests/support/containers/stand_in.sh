@@ -6,8 +6,8 @@ set -euo pipefail
 engine=$1 version=$2 tag=$3
 
 if ! command -v mmdebstrap >/dev/null; then
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends mmdebstrap
+  echo "mmdebstrap is not installed" >&2
+  exit 1
 fi
 
 uv=(uv)
