@@ -10,6 +10,7 @@ import pytest
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 STAGES = ("tree", "style", "types", "dependencies", "deployment", "answers")
+SLOWEST = 25  # files whose time is told
 AXES = ("preset", "model_type", "input_kind", "accelerator")
 
 
@@ -32,9 +33,23 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how the variants fared, and how many mutants were noticed."""
+    """Print how the variants fared, how many mutants were noticed, and where the time went."""
     summarize_mutants(terminalreporter)
     summarize_variants(terminalreporter)
+    summarize_time(terminalreporter)
+
+
+def summarize_time(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how long the tests of each file took, all workers together, the longest first."""
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid.partition("::")[0]] += report.duration
+    if len(seconds) > 1:
+        terminalreporter.section("time by file")
+        for file, spent in seconds.most_common(SLOWEST):
+            terminalreporter.write_line(f"{spent:7.0f} s  {file}")
 
 
 def summarize_mutants(terminalreporter: pytest.TerminalReporter) -> None:
