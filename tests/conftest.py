@@ -3,6 +3,7 @@
 import os
 from collections import Counter, defaultdict
 from collections.abc import Generator
+from operator import itemgetter
 
 import pytest
 
@@ -41,14 +42,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def summarize_time(terminalreporter: pytest.TerminalReporter) -> None:
     """Print how long the tests of each file took, all workers together, the longest first."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
                 seconds[report.nodeid.partition("::")[0]] += report.duration
     if len(seconds) > 1:
         terminalreporter.section("time by file")
-        for file, spent in seconds.most_common(SLOWEST):
+        for file, spent in sorted(seconds.items(), key=itemgetter(1), reverse=True)[:SLOWEST]:
             terminalreporter.write_line(f"{spent:7.0f} s  {file}")
 
 
