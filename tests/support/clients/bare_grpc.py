@@ -15,7 +15,7 @@ from lines import serve
 from tritonclient.grpc import service_pb2
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 180
 
 pool = ThreadPoolExecutor(32)
 numbers = count()
