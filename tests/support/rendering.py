@@ -51,6 +51,9 @@ def render(folder: Path, answers: Mapping[str, Any]) -> Path:
     def run(partial: Path) -> None:
         run_copy(str(template), partial, data=dict(answers), defaults=True, quiet=True)
 
+    if folder.exists() and any(folder.iterdir()):  # Copier looks at what is there
+        run(folder)
+        return folder
     make_once(rendered, run)
     return Path(shutil.copytree(rendered, folder, dirs_exist_ok=True))
 
