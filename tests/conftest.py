@@ -75,7 +75,7 @@ def summarize_variants(terminalreporter: pytest.TerminalReporter) -> None:
         report
         for outcome in ("passed", "failed", "error")
         for report in terminalreporter.getreports(outcome)
-        if "test_variants.py" in report.nodeid
+        if isinstance(report, pytest.TestReport) and "test_variants.py" in report.nodeid
     ]
     # A failing report of the set-up has no properties; its own failure is listed anyway.
     reports = [report for report in reports if dict(report.user_properties).get("depth")]
