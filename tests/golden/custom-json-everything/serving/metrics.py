@@ -4,7 +4,7 @@ import atexit
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing import parent_process
 from tempfile import mkdtemp
 from typing import Any
@@ -124,6 +124,10 @@ class MeasuredWorker(Worker):
 
 class GpuMemory(Collector):
     """The memory of each GPU; nothing where there is no driver to ask."""
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Leave the driver alone until somebody asks."""
+        return ()
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Ask the driver."""

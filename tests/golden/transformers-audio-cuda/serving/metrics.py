@@ -1,7 +1,7 @@
 """`GET /metrics`: requests, the model's work, the GPUs' memory and the process, for Prometheus."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -88,6 +88,10 @@ class MeasuredWorker(Worker):
 
 class GpuMemory(Collector):
     """The memory of each GPU; nothing where there is no driver to ask."""
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Leave the driver alone until somebody asks."""
+        return ()
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Ask the driver."""
