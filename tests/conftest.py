@@ -4,6 +4,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Generator
 from operator import itemgetter
+from typing import Any
 
 import pytest
 
@@ -82,11 +83,11 @@ def summarize_variants(terminalreporter: pytest.TerminalReporter) -> None:
     if not reports:
         return
     failed: set[str] = set()
-    cells: dict[str, dict[str, object]] = {}
-    seconds: Counter[str] = Counter()
+    cells: dict[str, dict[str, Any]] = {}
+    seconds: defaultdict[str, float] = defaultdict(float)
     rendered_tests = 0
     for report in reports:
-        properties = dict(report.user_properties)
+        properties: dict[str, Any] = dict(report.user_properties)
         stage, _, name = report.nodeid.rpartition("::")[2].rstrip("]").partition("[")
         name = name.partition("@")[0]
         cells[name] = properties
