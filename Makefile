@@ -22,7 +22,7 @@ test: .venv/complete
 	$(VENV)/mypy
 	$(VENV)/zizmor --offline .github/workflows
 	$(VENV)/actionlint
-	REQUIRE_ALL=$(REQUIRE_ALL) $(VENV)/pytest --numprocesses $(WORKERS) --dist loadgroup -rs
+	REQUIRE_ALL=$(REQUIRE_ALL) $(VENV)/pytest --numprocesses $(WORKERS) --dist loadgroup
 
 golden: .venv/complete
 	$(VENV)/python -m tools.golden

@@ -62,7 +62,7 @@ class Worker:
         self.is_served = False  # by Service.serve: the process lives and dies with the model
         self.loaded: Future[None] = Future()  # done after the first load, well or not
         self.starting: set[str] = set()  # what else has to be there before requests should come
-        self.is_draining = self._is_stopping = False
+        self._is_draining = self._is_stopping = False
         self._changed = threading.Condition()
         self.waiting: deque[Call] = deque()
         self.running: list[Call] = []  # what the model works on
@@ -89,7 +89,7 @@ class Worker:
 
     def drain(self) -> None:
         """Say that no more requests should come; those that come are still answered."""
-        self.is_draining = True
+        self._is_draining = True
 
     def fail(self) -> None:
         """Shut the server down as a supervisor would; the process then exits with 1."""
@@ -99,7 +99,7 @@ class Worker:
 
     def check(self) -> None:
         """Raise NotReady or Busy where a new request should not come, or would have to wait."""
-        if self.is_draining:
+        if self._is_draining:
             raise NotReady("Shutting down.")
         if not self.is_loaded:
             raise NotReady

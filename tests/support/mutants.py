@@ -114,10 +114,10 @@ MUTANTS = [
         (SERVICE, "        self.worker.start()\n", ""),
         (
             WORKER,
-            "        if self.is_draining:\n",
+            "        if self._is_draining:\n",
             (
                 '        if not hasattr(self, "_loop"):\n            self.start()\n'
-                "        if self.is_draining:\n"
+                "        if self._is_draining:\n"
             ),
         ),
     ),
@@ -431,7 +431,7 @@ MUTANTS = [
         (
             WORKER,
             "return len(self.waiting) >= settings.max_q",
-            "return self.is_draining or len(self.waiting) >= settings.max_q",
+            "return self._is_draining or len(self.waiting) >= settings.max_q",
         ),
     ),
     mutant(

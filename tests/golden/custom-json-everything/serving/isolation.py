@@ -54,7 +54,7 @@ class IsolatedWorker(Worker):
 
     def check(self) -> None:
         """Raise NotReady while the model is loaded again, too."""
-        if self._is_reloading and not self.is_draining:
+        if self._is_reloading and not self._is_draining:
             raise NotReady
         super().check()
 
@@ -72,7 +72,7 @@ class IsolatedWorker(Worker):
             self._changed.notify()
 
     def _has_work(self) -> bool:
-        if self._lost and not self._is_stopping and (self.waiting or not self.is_draining):
+        if self._lost and not self._is_stopping and (self.waiting or not self._is_draining):
             raise self._lost
         return super()._has_work()
 
