@@ -10,6 +10,9 @@ import pytest
 
 # As in the Makefile: else each start of a service would compile what it imports anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Workers share the cores. Where a framework's threads have to wait for one another, they burn them:
+# a suite of a language model took 240 s with two threads, 60 s with one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 STAGES = ("tree", "style", "types", "dependencies", "deployment", "answers")
 SLOWEST = 25  # files whose time is told

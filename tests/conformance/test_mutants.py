@@ -43,7 +43,7 @@ def test_mutant_is_killed(
         ast.parse(file.read_text(encoding="utf-8"))
     result = own_tests(
         project,
-        *("tests/conformance", "-x", "-k", f"test_ms_{mutant.number:02}_"),
+        *("tests/conformance", "--assert=plain", "-x", "-k", f"test_ms_{mutant.number:02}_"),
         stack=str(mutant.answers["model_type"]),
         PATIENCE_SECONDS=PATIENCE_SECONDS,
     )

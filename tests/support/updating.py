@@ -1,6 +1,5 @@
 """Services that are rendered from versions of the template, edited as users do, and updated."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -15,8 +14,9 @@ from typing import Any
 import yaml
 from copier import run_copy, run_update
 
-from tests.support.environments import environment, uv
+from tests.support.environments import environment
 from tests.support.rendering import commit_all, files_in, template_folder
+from tests.support.suites import run_suite
 from tests.support.variants import questionnaire
 
 ANSWERS = ".copier-answers.yml"
@@ -211,8 +211,4 @@ def own_tests(
     project: Path, *tests: str, stack: str = "custom", **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run some of a service's own tests."""
-    command = [python(stack), "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    env = os.environ | {"UV": uv()} | env  # as `uv run` has it
-    return subprocess.run(
-        command, cwd=project, env=env, capture_output=True, text=True, check=False
-    )
+    return run_suite(python(stack), project, *tests, **env)

@@ -21,6 +21,7 @@ import yaml
 
 from tests.support.environments import CACHE, locked, python_of, run, shared_name, uv
 from tests.support.rendering import files_in, render
+from tests.support.suites import run_suite
 from tests.support.updating import declared_owners, owners
 from tests.support.variants import Variant, example_of, table, variants
 
@@ -348,8 +349,9 @@ def test_answers(
     At full depth that is its whole suite, conformance included; else the known answers alone.
     """
     tests = ["tests"] if variant.is_full_depth else ["tests/test_model.py"]
-    command = [python_of(variant), "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    output = run(command, cwd=project)
+    result = run_suite(python_of(variant), project, *tests)
+    output = result.stdout
+    assert result.returncode == 0, output
     passed = re.search(r"(\d+) passed", output)
     assert passed, output
     if variant.is_full_depth:

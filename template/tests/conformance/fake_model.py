@@ -19,7 +19,13 @@ ROOT = Path(__file__).parents[2]
 FOLDER = "FAKE_MODEL_FOLDER"  # the variable that says where the model finds what to do
 
 context = get_context("spawn") if sys.platform == "win32" else get_context("forkserver")
-context.set_forkserver_preload(["fastapi", "uvicorn", "numpy", "PIL.Image", "pydantic_settings"])
+context.set_forkserver_preload(
+    [
+        *("fastapi", "numpy", "PIL.ImageOps", "prometheus_client", "pydantic_settings"),
+        *("pythonjsonlogger.json", "uvicorn.lifespan.on", "uvicorn.loops.auto"),
+        *("uvicorn.protocols.http.auto", "uvicorn.protocols.websockets.auto"),
+    ]
+)
 
 
 class FakeModel:

@@ -1,0 +1,53 @@
+"""Runs services' own tests."""
+
+import json
+import os
+import subprocess
+from atexit import register
+from functools import cache
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from tests.support.environments import uv
+
+SERVER = Path(__file__).with_name("fork_server.py")
+
+
+@cache
+def fork_server(python: str) -> subprocess.Popen[str]:
+    """Start the process that this interpreter's runs are forked from, once."""
+    # -P: what lies beside the script is not what the services import.
+    server = subprocess.Popen(
+        [python, "-P", str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    register(server.kill)
+    return server
+
+
+def run_suite(
+    python: str, project: Path, *arguments: str, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a service's own tests, or some of them, and return what they print.
+
+    It is what `python -m pytest` does in the project, in a process that has pytest already.
+    """
+    options = ["-q", "-p", "no:cacheprovider", *arguments]
+    server = fork_server(python)
+    assert server.stdin
+    assert server.stdout
+    with NamedTemporaryFile(prefix="suite-") as output:
+        task = {
+            "folder": str(project),
+            "arguments": options,
+            "env": os.environ | {"UV": uv()} | env,  # as `uv run` has it
+            "output": output.name,
+        }
+        try:
+            print(json.dumps(task), file=server.stdin, flush=True)
+            status = int(server.stdout.readline())
+        except BaseException:  # its answer would be taken for the next one's
+            server.kill()
+            fork_server.cache_clear()
+            raise
+        printed = Path(output.name).read_text(encoding="utf-8", errors="replace")
+    return subprocess.CompletedProcess(options, status, printed, "")
