@@ -4,6 +4,7 @@ It runs on the service's interpreter, and has imported what all such runs import
 reads is a run: folder, arguments, environment and where its output goes. It prints the exit status.
 """
 
+import gc
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ from importlib import import_module
 
 import pytest
 
-for name in ("httpx", "numpy", "PIL.Image", "torch", "transformers"):
+for name in ("httpx", "numpy", "PIL.Image", "torch", "transformers.pipelines"):
     with suppress(ImportError):
         import_module(name)
 
@@ -31,6 +32,7 @@ def run(folder: str, arguments: list[str], env: dict[str, str], output: str) -> 
 
 
 if __name__ == "__main__":
+    gc.freeze()  # else each run's end looks through all of it, and has it copied
     for line in sys.stdin:
         process = os.fork()
         if not process:
