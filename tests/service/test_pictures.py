@@ -5,15 +5,18 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, PngImagePlugin
 
+from tests.support.code_blocks import blocks
+from tests.support.environments import run, uv
 from tests.support.live import Live, live
 from tests.support.malformed import PNG, chunk
 from tests.support.rendering import render
-from tests.support.updating import put_model, python
+from tests.support.updating import change, put_model, python
 from tests.support.variants import ROOT
 
 CASES = ROOT / "tests" / "support" / "cases" / "image"
@@ -309,6 +312,21 @@ def test_heic(service: Live) -> None:
     for content in (file, file.replace(b"ftypheic", b"ftypmif1")):
         assert "HEIC is not read here" in complaint(service, content)
         assert "pi-heif" in complaint(service, content)
+
+
+def test_heic_is_read(tmp_path: Path) -> None:
+    """HEIC is read by the package and the lines that the documents name."""
+    page = (ROOT / "docs" / "how-to" / "wrap-a-model.md").read_text(encoding="utf-8")
+    [lines] = [block.text for block in blocks(page) if block.mark.endswith("::test_heic_is_read")]
+    project = render(tmp_path / "service", {"model_type": "custom", "input_kind": "image"})
+    change(project / "inference.py", "from serving import", f"{lines}\nfrom serving import")
+    packages = str(tmp_path / "packages")
+    options = ["--quiet", "--python", python(), "--target", packages, "--no-deps"]
+    run([uv(), "pip", "install", *options, "pi-heif"])
+    with live(project, python(), tmp_path / "log", DEVICE="cpu", PYTHONPATH=packages) as started:
+        for file in (CASES / "red.heic", project / "example.png"):
+            answer = started.ready().post("/classify", files={"file": file.read_bytes()})
+            assert answer.json()["color"] == "red", answer.text
 
 
 POSSIBLE = [
