@@ -145,6 +145,7 @@ TONES: dict[str, tuple[bytes, int, int]] = {  # the first pixel, and the last
     "tiff-32-of-8-bits": (tiff("i", [128, 7], SIGNED), 128, 7),
     "tiff-32-negative": (tiff("i", [-(2**31), 2**31 - 1], SIGNED), 0, 255),
     "float": (tiff("f", [0.5, 1.0], FLOAT), 128, 255),
+    "float-beyond-1": (tiff("f", [1.02, 0.5], FLOAT), 255, 128),
     "float-of-8-bits": (tiff("f", [200.0, 128.0], FLOAT), 200, 128),
     "float-of-16-bits": (tiff("f", [65535.0, 32768.0], FLOAT), 255, 128),
     "float-negative": (tiff("f", [-1.0, 0.0], FLOAT), 0, 255),
