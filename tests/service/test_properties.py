@@ -167,7 +167,7 @@ class Oracle:
         if response.status_code == 400:
             # Any bytes fit the schema of a file; not all of them are one.
             if not all(file in self.readable for file in files_of(case)):
-                return detail == "Empty upload." or "No readable " in detail
+                return bool(re.search("Empty upload|No readable|cannot be read", detail))
             # The stock model for a picture and a text: no schema says which words are colours.
             return str(detail).startswith("The text names no colour.")
         body: Any = case.body
