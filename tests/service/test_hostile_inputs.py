@@ -74,7 +74,7 @@ def clip(name, codec, sizes, pixels="yuv420p"):
             container.mux(stream.encode(None))
 
 clip("many-frames.mp4", "libx264", [(16, 16)] * 21)
-clip("large-frames.mp4", "libx264", [(640, 640)] * 3)
+clip("large-frames.mp4", "libx264", [(1100, 1100)] * 3)
 clip("huge-frame.mp4", "libx264", [(8192, 8192)])
 clip("growing.avi", "mjpeg", [(64, 64)] * 10 + [(8000, 8000)], "yuvj420p")
 clip("growing-to-the-limit.avi", "mjpeg", [(64, 64)] * 3 + [(990, 990)] * 16, "yuvj420p")
@@ -320,7 +320,6 @@ FILES: dict[str, dict[str, Callable[[Path], bytes]]] = {
         "large-frames.mp4": clip("large-frames.mp4"),
         "huge-frame.mp4": clip("huge-frame.mp4"),
         "growing.avi": clip("growing.avi"),
-        "growing-to-the-limit.avi": clip("growing-to-the-limit.avi"),
         "sound.wav": lambda _: wav(100),
     },
 }
@@ -355,6 +354,13 @@ def test_longest_recording(service: Service) -> None:
 def test_largest_picture(service: Service) -> None:
     """A picture of exactly MAX_PIXELS is taken."""
     assert service.upload(picture("PNG", 1000)).status_code == 200
+
+
+@every(["video"])
+def test_growing_clip(service: Service, clips: Path) -> None:
+    """Frames that grow within MAX_PIXELS are scaled to the size of the first."""
+    content = (clips / "growing-to-the-limit.avi").read_bytes()
+    assert service.upload(content).status_code == 200
 
 
 @every(["image-batch"])
