@@ -320,6 +320,7 @@ FILES: dict[str, dict[str, Callable[[Path], bytes]]] = {
         "large-frames.mp4": clip("large-frames.mp4"),
         "huge-frame.mp4": clip("huge-frame.mp4"),
         "growing.avi": clip("growing.avi"),
+        "growing-to-the-limit.avi": clip("growing-to-the-limit.avi"),
         "sound.wav": lambda _: wav(100),
     },
 }
@@ -354,13 +355,6 @@ def test_longest_recording(service: Service) -> None:
 def test_largest_picture(service: Service) -> None:
     """A picture of exactly MAX_PIXELS is taken."""
     assert service.upload(picture("PNG", 1000)).status_code == 200
-
-
-@every(["video"])
-def test_growing_clip(service: Service, clips: Path) -> None:
-    """Frames that grow within MAX_PIXELS are scaled to the size of the first."""
-    content = (clips / "growing-to-the-limit.avi").read_bytes()
-    assert service.upload(content).status_code == 200
 
 
 @every(["image-batch"])
