@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import httpx
@@ -203,6 +204,25 @@ def test_damaged_recording(audio: Live, name: str) -> None:
     assert response.headers[WARNING].startswith("The recording is damaged or cut off: 1 of its")
     assert re.search(rf"WARNING serving.inputs \[me\]: {response.headers[WARNING]}",
                      audio.log[before:])  # fmt: skip
+
+
+def test_documented_check(files: Path, tmp_path: Path) -> None:
+    """The check of wrap-a-model.md rejects what is not whole."""
+    answers = {"model_type": "custom", "input_kind": "audio", "endpoint": "infer"}
+    project = render(tmp_path / "service", answers)
+    page = (ROOT / "docs" / "how-to" / "wrap-a-model.md").read_text(encoding="utf-8")
+    [check] = re.findall(r"```python\n(if item\.warning.*?)```", page, re.DOTALL)
+    model = (project / "inference.py").read_text(encoding="utf-8")
+    predict = "        return [self._loudest_note(item.samples) for item in inputs]\n"
+    checked = indent("for item in inputs:\n" + indent(check, "    "), "        ") + predict
+    model = model.replace(predict, checked).replace("import Decoder", "import BadInput, Decoder")
+    (project / "inference.py").write_text(model, encoding="utf-8")
+    with live(project, python(), tmp_path / "log") as service:
+        service.ready()
+        assert is_a4(send(service, (files / "sound.flac").read_bytes()))
+        damaged = send(service, (CASES / "audio" / "cut_80.flac").read_bytes())
+    assert damaged.status_code == 400
+    assert damaged.json()["detail"].startswith("The recording is damaged or cut off")
 
 
 SOUNDS = ["wav", "flac", "mp3", "opus", "m4a", "aac", "mkv", "aiff", "caf", "au", "amr", "w64",
