@@ -74,7 +74,7 @@ def clip(name, codec, sizes, pixels="yuv420p"):
             container.mux(stream.encode(None))
 
 clip("many-frames.mp4", "libx264", [(16, 16)] * 21)
-clip("large-frames.mp4", "libx264", [(640, 640)] * 3)
+clip("large-frames.mp4", "libx264", [(1100, 1100)] * 3)
 clip("huge-frame.mp4", "libx264", [(8192, 8192)])
 clip("growing.avi", "mjpeg", [(64, 64)] * 10 + [(8000, 8000)], "yuvj420p")
 clip("growing-to-the-limit.avi", "mjpeg", [(64, 64)] * 3 + [(990, 990)] * 16, "yuvj420p")

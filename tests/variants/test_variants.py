@@ -321,7 +321,8 @@ def test_deployment(variant: Variant, project: Path) -> None:
     assert probes["startupProbe"]["failureThreshold"] == 6 * others["startup_minutes"]
     env = {variable["name"]: variable.get("value") for variable in container["env"]}
     # For the last request to come, and to be answered.
-    longest = int(env["DRAIN_SECONDS"]) + 30 + 60
+    upload = 120 if table("input_kinds")[variant.input_kind]["media"] == "video" else 30
+    longest = int(env["DRAIN_SECONDS"]) + upload + 60
     assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > longest
     gpus = container["resources"]["limits"].get("nvidia.com/gpu")
     assert gpus == (1 if variant.accelerator == "cuda" else None)

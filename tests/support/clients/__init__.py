@@ -47,7 +47,7 @@ tensor = {"name": form.name, "datatype": form.datatype, "shape": [1, *found.shap
 if form.name == "frames":
     tensor["shape"] = list(found.shape)
 # A whole number, as KServe's client takes no others.
-parameters = {"fps": int(item.fps)} if form.name == "frames" else {}
+parameters = {"fps": round(1 / item.times[1])} if form.name == "frames" else {}
 raw = base64.b64encode(found.tobytes()).decode()
 print(json.dumps([tensor | {"raw": raw}, parameters]))
 """
