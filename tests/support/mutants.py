@@ -856,6 +856,21 @@ MUTANTS = [
         **SPEAKS_GRPC,
     ),
     mutant(
-        71, "cut-off", (SERVER, "timeout_graceful_shutdown=grace", "timeout_graceful_shutdown=1")
+        71,
+        "cut-off",
+        (
+            SERVER,
+            "        for _ in range(2):",
+            "        self.force_exit = True\n        for _ in range(2):",
+        ),
+    ),
+    mutant(
+        71,
+        "what-waits-is-rejected",
+        (
+            SERVER,
+            "        for _ in range(2):",
+            "        self.worker.stop()\n        for _ in range(2):",
+        ),
     ),
 ]

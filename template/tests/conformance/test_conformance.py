@@ -189,6 +189,7 @@ def ended(launcher: Launcher, answer: str, samples: Samples) -> tuple[Service, l
     settle(running)
     running.terminate()
     running.wait_until_closed()
+    time.sleep(0.5)  # a service that drops them would have ended by then
     running.predict_works()
     with expecting("An answer after SIGTERM"):
         statuses = [status_of(call) for call in calls]
