@@ -131,11 +131,17 @@ def packaged_minilm(folder: Path) -> Path:
 
 
 def assert_nothing_is_writable(container: Container) -> None:
-    """See that the root file system is read-only, the code included, and the cache is not."""
+    """See that the root file system is read-only, the code included, and the cache is not.
+
+    Nor is it for a user that the platform chose, as OpenShift does: any number, of group 0.
+    """
     for path in ("/etc/passwd", "/app/main.py", "/usr/bin/new"):
         with pytest.raises(ContainerError):
             container.execute("sh", "-c", f"echo >> {path}")
     container.execute("sh", "-c", "echo > /cache/new && echo > /tmp/new")
+    container.execute("sh", "-c", "echo > /cache/other", user="1000650000:0")
+    with pytest.raises(ContainerError):
+        container.execute("sh", "-c", "echo > /cache/more", user="1000650000:1000650000")
 
 
 def wait_until_ready(client: httpx.Client, container: Container) -> None:

@@ -41,6 +41,7 @@ ERRORS, RUNNER, SERVICE = "serving/errors.py", "serving/runner.py", "serving/ser
 SETTINGS, LOGS = "serving/settings.py", "serving/logs.py"
 THREADS, GPU, AUTH = "serving/threads.py", "serving/gpu.py", "serving/auth.py"
 METRICS, OBSERVABILITY = "serving/metrics.py", "serving/observability.py"
+BATCHING, ISOLATION = "serving/batching.py", "serving/isolation.py"
 STREAMING, DOCUMENTS = "serving/streaming.py", "serving/contracts/documents.py"
 SAGEMAKER, MODEL_ENGINE = "serving/contracts/sagemaker.py", "serving/contracts/model_engine.py"
 OIP, GRPC = "serving/contracts/oip/routes.py", "serving/contracts/oip/grpc_server.py"
@@ -58,6 +59,8 @@ KEYS = {"input_kind": "json", "auth": "api-key"}
 TOKENS = {"input_kind": "json", "auth": "jwt"}
 # The lightest service whose stock model answers in parts.
 STREAMS = {"model_type": "ggml", "input_kind": "json", "features": ["observability", "streaming"]}
+BATCHES = {"features": ["observability", "batching"]}
+SWAPPED = (WORKER, "zip(calls, answers, strict", "zip(calls, reversed(answers), strict")
 SPEAKS_OIP = {"input_kind": "json", "contracts": ["oip"]}
 SPEAKS_GRPC = {"input_kind": "json", "contracts": ["oip-grpc"]}
 SPEAKS_SAGEMAKER = {"contracts": ["sagemaker"]}
@@ -715,5 +718,155 @@ MUTANTS = [
         67,
         "body-is-the-next-request",
         (SERVER, '(b"connection", b"close")', '(b"x-connection", b"close")'),
+    ),
+    mutant(
+        68,
+        "kept-for-all",
+        (
+            SERVICE,
+            "        job = Job(parsed.decode, encode)\n",
+            (
+                "        self.job = Job(parsed.decode, encode)\n"
+                "        await __import__('asyncio').sleep(0.1)\n        job = self.job\n"
+            ),
+        ),
+    ),
+    mutant(68, "swapped-in-a-batch", SWAPPED, **BATCHES),
+    mutant(68, "swapped-in-a-batch-over-oip", SWAPPED, **BATCHES, **SPEAKS_OIP),
+    mutant(
+        68,
+        "all-fail-with-one",
+        (BATCHING, "        if only:\n            return", "        if True:\n            return"),
+        **BATCHES,
+    ),
+    mutant(
+        68,
+        "one-answer-late-in-a-process",
+        (
+            ISOLATION,
+            "        return answers\n",
+            (
+                "        self._kept, answers = answers, getattr(self, '_kept', answers)\n"
+                "        return answers\n"
+            ),
+        ),
+        features=["observability", "isolation"],
+    ),
+    mutant(
+        68,
+        "one-queue-for-all-streams",
+        (
+            STREAMING,
+            "default_factory=asyncio.Queue)",
+            "default_factory=lambda queue=asyncio.Queue(): queue)",
+        ),
+        **STREAMS,
+    ),
+    mutant(
+        68,
+        "kept-for-all-by-grpc",
+        (
+            GRPC,
+            "            found = await self.service.worker.run(work.job,",
+            (
+                "            self.job = work.job\n"
+                "            await __import__('asyncio').sleep(0.1)\n"
+                "            found = await self.service.worker.run(self.job,"
+            ),
+        ),
+        **SPEAKS_GRPC,
+    ),
+    mutant(
+        68,
+        "kept-for-all-by-predict",
+        (
+            MODEL_ENGINE,
+            "            document = from_json(await read_json(request))\n",
+            (
+                "            self.kept = from_json(await read_json(request))\n"
+                "            await __import__('asyncio').sleep(0.1)\n"
+                "            document = self.kept\n"
+            ),
+        ),
+        **SPEAKS_MODEL_ENGINE,
+    ),
+    mutant(
+        68,
+        "kept-for-all-at-invocations",
+        (
+            SAGEMAKER,
+            "            return parse_document(service.parse, parse(await request.body()))\n",
+            (
+                "            service.kept = parse(await request.body())\n"
+                "            await __import__('asyncio').sleep(0.1)\n"
+                "            return parse_document(service.parse, service.kept)\n"
+            ),
+        ),
+        **SPEAKS_SAGEMAKER,
+    ),
+    mutant(69, "last-come-first-served", (WORKER, "waiting.popleft()", "waiting.pop()")),
+    mutant(
+        69,
+        "last-come-first-in-a-batch",
+        (BATCHING, "calls.append(self.waiting.popleft())", "calls.append(self.waiting.pop())"),
+        **BATCHES,
+    ),
+    mutant(
+        70,
+        "exception-in-a-500",
+        (ERRORS, '"detail": "Internal server error."', '"detail": f"Internal: {error!r}"'),
+    ),
+    mutant(
+        70,
+        "class-in-a-500",
+        (ERRORS, '"error_id": error_id}', '"error_id": error_id, "type": type(error).__name__}'),
+    ),
+    mutant(
+        70,
+        "text-when-memory-is-out",
+        (RUNNER, '        logger.exception("Out of memory")\n', "        text = str(error)\n"),
+        (RUNNER, "if is_gpu else None)", "if is_gpu else text)"),
+    ),
+    mutant(
+        70,
+        "text-of-the-decoder",
+        (INPUTS, 'raise BadInput(f"No readable', 'raise BadInput(f"{error!r} No readable'),
+    ),
+    mutant(
+        70,
+        "text-in-a-stream",
+        (STREAMING, '{"status": status, **body}', '{"status": status, **body, "why": repr(error)}'),
+        **STREAMS,
+    ),
+    mutant(
+        70,
+        "text-over-oip",
+        (OIP, '{"error": as_sentence(body)}', '{"error": as_sentence(body) + str(error)}'),
+        **SPEAKS_OIP,
+    ),
+    mutant(
+        70,
+        "text-over-grpc",
+        (GRPC, 'self.abort(context, code, body["error"])', "self.abort(context, code, text)"),
+        (GRPC, "            scope = {", "            text = str(error)\n            scope = {"),
+        **SPEAKS_GRPC,
+    ),
+    mutant(
+        71,
+        "cut-off",
+        (
+            SERVER,
+            "        for _ in range(2):",
+            "        self.force_exit = True\n        for _ in range(2):",
+        ),
+    ),
+    mutant(
+        71,
+        "what-waits-is-rejected",
+        (
+            SERVER,
+            "        for _ in range(2):",
+            "        self.worker.stop()\n        for _ in range(2):",
+        ),
     ),
 ]

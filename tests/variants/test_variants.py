@@ -17,8 +17,8 @@ from pathlib import Path
 from time import perf_counter
 
 import pytest
-import yaml
 
+from tests.support import manifests
 from tests.support.environments import CACHE, locked, python_of, run, shared_name, uv
 from tests.support.rendering import files_in, render
 from tests.support.suites import run_suite
@@ -137,7 +137,7 @@ checked: set[tuple[str, ...]] = set()  # commands and texts that were found to b
 # MS-43 to MS-45.
 PROBES = {
     "livenessProbe": {"initialDelaySeconds": 5, "periodSeconds": 10},
-    "readinessProbe": {"initialDelaySeconds": 10, "periodSeconds": 5, "failureThreshold": 30},
+    "readinessProbe": {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 2},
     "startupProbe": {"periodSeconds": 10},
 }
 # What a template engine leaves behind when it is not done; "${{" is for GitHub.
@@ -307,25 +307,57 @@ def test_deployment(variant: Variant, project: Path) -> None:
     assert f"python:{python_version}-slim" in dockerfile or (
         f"PYTHON_VERSION={python_version}\n" in dockerfile
     )
-    if "kubernetes" not in others["deploy"]:
-        return
-    check_once("kubernetes-validate", "--strict", file=project / "k8s.yaml")
-    deployment, _ = yaml.safe_load_all((project / "k8s.yaml").read_text(encoding="utf-8"))
-    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    # MS-38: for the image's own user, and for any other of group 0.
+    assert "install -d -o app -g root -m 775 /cache" in dockerfile
+    if "kubernetes" in others["deploy"]:
+        check_once("kubernetes-validate", "--strict", file=project / "k8s.yaml")
+        check_manifest(variant, project)
+
+
+def check_manifest(variant: Variant, project: Path) -> None:
+    """See that k8s.yaml has what spec and answers ask for, and that its parts fit each other."""
+    documents = manifests.load(project / "k8s.yaml")
+    deployment = documents["Deployment"]["spec"]
+    pod = deployment["template"]["spec"]
+    [container] = pod["containers"]
     probes = {name: container[name] for name in PROBES}
     for name, expected in PROBES.items():
         assert {key: probes[name].get(key) for key in expected} == expected
-    assert probes["livenessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
-    for name in ("readinessProbe", "startupProbe"):
-        assert probes[name]["httpGet"] == {"path": "/ready", "port": "http"}
-    assert probes["startupProbe"]["failureThreshold"] == 6 * others["startup_minutes"]
     env = {variable["name"]: variable.get("value") for variable in container["env"]}
+    # A number: not everything that reads a manifest resolves the name of a port.
+    assert probes["livenessProbe"]["httpGet"] == {"path": "/health", "port": int(env["PORT"])}
+    for name in ("readinessProbe", "startupProbe"):
+        assert probes[name]["httpGet"] == {"path": "/ready", "port": int(env["PORT"])}
+    others = dict(variant.others)
+    startup_seconds = 60 * others["startup_minutes"]
+    assert 10 * probes["startupProbe"]["failureThreshold"] == startup_seconds
+    assert deployment["progressDeadlineSeconds"] > startup_seconds
     # For the last request to come, and to be answered.
     upload = 120 if table("input_kinds")[variant.input_kind]["media"] == "video" else 30
     longest = int(env["DRAIN_SECONDS"]) + upload + 60
-    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > longest
+    assert pod["terminationGracePeriodSeconds"] > longest
     gpus = container["resources"]["limits"].get("nvidia.com/gpu")
     assert gpus == (1 if variant.accelerator == "cuda" else None)
+
+    assert not manifests.violations(pod)
+    assert pod["enableServiceLinks"] is pod["automountServiceAccountToken"] is False
+    version = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    assert container["image"].endswith(f":{version}")
+    # Each finds the pods of the Deployment, and of no other with another component.
+    labels = deployment["template"]["metadata"]["labels"]
+    assert "app.kubernetes.io/component" in labels
+    for kind, selector in manifests.selectors(documents).items():
+        assert selector == labels, kind
+    budget = documents["PodDisruptionBudget"]["spec"]
+    assert (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    grpc = {"grpc": 8081} if "oip-grpc" in others["contracts"] else {}
+    assert ports == {"http": int(env["PORT"])} | grpc
+    service, policy = documents["Service"]["spec"], documents["NetworkPolicy"]["spec"]
+    assert {port["targetPort"] for port in service["ports"]} == ports.keys()
+    [rule] = policy["ingress"]
+    assert {port["port"] for port in rule["ports"]} == ports.keys()
+    assert policy["policyTypes"] == ["Ingress"]
 
 
 def check_once(*command: str, file: Path) -> None:

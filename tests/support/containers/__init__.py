@@ -120,9 +120,9 @@ class Container:
         """Return the user that the main process runs as."""
         return int(_run(engine(), "exec", self.name, "id", "-u"))
 
-    def execute(self, *command: str) -> str:
+    def execute(self, *command: str, user: str = "10001:10001") -> str:
         """Run a command inside; raise `ContainerError` where it fails."""
-        return _run(engine(), "exec", self.name, *command)
+        return _run(engine(), "exec", f"--user={user}", self.name, *command)
 
     def logs(self) -> str:
         """Return all that was printed, errors included."""
