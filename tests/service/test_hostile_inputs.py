@@ -487,7 +487,7 @@ def test_field_given_twice(service: Service) -> None:
 
 
 @every(["image-params"])
-@pytest.mark.parametrize("value", ["", "-1", "1e999", "nan", "9" * 5000, "\0", "\ud800", "[]"])
+@pytest.mark.parametrize("value", ["-1", "1e999", "nan", "9" * 5000, "\0", "\ud800", "[]"])
 def test_hostile_field(service: Service, value: str) -> None:
     """A form field that is no valid value is 422 with its name, in the form and in the query."""
     encoded = value.encode(errors="surrogatepass")
