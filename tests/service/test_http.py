@@ -3,15 +3,20 @@
 import gzip
 import json
 import math
+import os
+import shutil
+import socket
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.live import Live, live
+from tests.support.live import Live, live, wait_for
 from tests.support.rendering import render
-from tests.support.updating import put_model, python
+from tests.support.updating import add_to_main, put_model, python
 
 MODEL = '''"""Repeats what it is told."""
 
@@ -178,3 +183,173 @@ def test_large_document(service: Live) -> None:
     assert post(service, f'{{"values": [{numbers}"a"]}}'.encode())[0] == 422
     assert post(service, f'{{"values": [{numbers}'.encode())[0] == 400
     assert not math.isnan(post(service, b'{"text": "a"}')[1]["number"])
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_probes(service: Live, path: str) -> None:
+    """Probes may be HEAD and OPTIONS; the OpenAPI document has the one operation."""
+    head = service.client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == service.client.get(path).headers["content-length"]
+    assert service.client.options(path).status_code == 200
+    assert set(service.client.get("/openapi.json").json()["paths"][path]) == {"get"}
+
+
+@pytest.mark.parametrize("path", ["/health/", "/infer/", "/infer/stream/", "/docs/", "/infer//"])
+def test_slash_at_the_end(service: Live, path: str) -> None:
+    """It is another path, which is 404: a redirect would lead from https to http."""
+    for method in ("GET", "POST"):
+        answer = service.client.request(method, path, headers={"X-Forwarded-Proto": "https"})
+        assert (answer.status_code, "location" in answer.headers) == (404, False)
+        assert answer.json() == {"detail": "Not Found"}
+
+
+def test_root_path(project: Path, tmp_path: Path) -> None:
+    """Below a prefix all answers, whether the proxy takes it off or not; the documents know it."""
+    with live(project, python(), tmp_path / "log", ROOT_PATH="/models/echo") as service:
+        client = service.ready()
+        for prefix in ("", "/models/echo"):
+            assert client.get(f"{prefix}/health").status_code == 200
+            assert client.post(f"{prefix}/infer", json={"text": "a"}).json()["text"] == "a"
+            document = client.get(f"{prefix}/openapi.json").json()
+            assert document["servers"] == [{"url": "/models/echo"}]
+            assert "/models/echo/openapi.json" in client.get(f"{prefix}/docs").text
+            assert 'route="/infer"' in client.get(f"{prefix}/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("host", "addresses"),
+    [
+        ("::", ["127.0.0.1", "::1"]),
+        ("::1", ["::1"]),
+        ("127.0.0.1", ["127.0.0.1"]),
+        ("localhost", ["127.0.0.1"]),
+    ],
+)
+def test_host(project: Path, tmp_path: Path, host: str, addresses: list[str]) -> None:
+    """It listens where it is told to, and nowhere else."""
+
+    def connects(address: str) -> bool:
+        with suppress(ConnectionRefusedError):
+            socket.create_connection((address, service.port), 10).close()
+            return True
+        return False
+
+    with live(project, python(), tmp_path / "log", HOST=host) as service:
+        wait_for(lambda: connects(addresses[0]), seconds=60, complaint=lambda: service.log)
+        if host != "localhost":  # which may be both
+            reached = [address for address in ("127.0.0.1", "::1") if connects(address)]
+            assert reached == addresses
+
+
+ADDED = '''
+@app.get("/seen")
+async def seen(request: Request) -> list[str]:
+    """Tell what a request says of itself."""
+    return [request.client.host if request.client else "", str(request.base_url)]
+
+'''
+FORWARDED = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https", "Host": "a.example"}
+
+
+@pytest.mark.parametrize(
+    ("trusted", "seen"),
+    [
+        *((trusted, ["192.0.2.7", "https://a.example/"]) for trusted in ("", "*", "127.0.0.0/8")),
+        *((trusted, ["127.0.0.1", "http://a.example/"]) for trusted in ("192.0.2.1", "10.0.0.0/8")),
+    ],
+)
+def test_forwarded_headers(project: Path, tmp_path: Path, trusted: str, seen: list[str]) -> None:
+    """They count where FORWARDED_ALLOW_IPS has the sender; without it, from this machine."""
+    folder = Path(shutil.copytree(project, tmp_path / "service"))
+    add_to_main(folder, ADDED)
+    env = {"FORWARDED_ALLOW_IPS": trusted} if trusted else {}
+    with live(folder, python(), tmp_path / "log", **env) as service:
+        assert service.ready().get("/seen", headers=FORWARDED).json() == seen
+
+
+def complaint(project: Path, **env: str) -> str:
+    """Return the line that a start ends with, before anything is loaded."""
+    command = [python(), "main.py"]
+    result = subprocess.run(
+        command, cwd=project, env=os.environ | env, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    [line] = result.stderr.splitlines()
+    return line
+
+
+ORIGIN = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+
+
+def test_private_network(service: Live) -> None:
+    """A browser that asks for a private network's address first is let in."""
+    asked = ORIGIN | {"Access-Control-Request-Private-Network": "true"}
+    answer = service.client.options("/infer", headers=asked)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-private-network"] == "true"
+    answer = service.client.options("/infer", headers=ORIGIN)
+    assert "access-control-allow-private-network" not in answer.headers
+
+
+def test_readable_headers(service: Live) -> None:
+    """A page may read a request's id, and when to come again."""
+    for answer in (
+        service.client.get("/health", headers=ORIGIN),
+        service.client.post("/infer", content=b"a", headers=ORIGIN),
+    ):
+        names = answer.headers["access-control-expose-headers"].split(", ")
+        assert {"X-Request-ID", "Retry-After"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("origins", "right"),
+    [
+        ("https://a.example/", "https://a.example"),
+        ("https://a.example/page", "https://a.example"),
+        ("a.example", "https://a.example"),
+        ("localhost:3000", "https://localhost:3000"),
+        ("//a.example", "https://app.example"),
+        ("https://A.example", "https://a.example"),
+        ("https://a.example:443", "https://a.example"),
+        ("http://a.example:80", "http://a.example"),
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+        ("https://user@a.example", "https://a.example"),
+        ("https://a.example?b", "https://a.example"),
+        ("https://*.a.example", "https://app.example"),
+        ("https://", "https://app.example"),
+        ("https://b.example,https://a.example/", "https://a.example"),
+        ("https://a.example https://b.example", "https://app.example"),
+        ("HTTPS://a.example", "https://a.example"),
+        ("https:///a", "https://app.example"),
+        ("'https://a.example'", "https://app.example"),
+        ("https://a..example", "https://app.example"),
+        ("https://[::1", "https://app.example"),
+    ],
+)
+def test_origin_that_matches_none(project: Path, origins: str, right: str) -> None:
+    """An origin that no browser sends ends the start with one line that has the right form."""
+    line = complaint(project, CORS_ORIGINS=origins)
+    wrong = origins.rpartition(",")[2]
+    form = f"CORS_ORIGINS must be '*', or whole origins as browsers send them, such as '{right}'"
+    assert line == f"{form}; not {wrong!r}"
+
+
+def test_origins_that_match(project: Path, tmp_path: Path) -> None:
+    """Ports, addresses, other schemes and files are origins, too."""
+    origins = (
+        "http://localhost:3000, https://[::1]:8443,chrome-extension://abcdef,null,http://1.2.3.4"
+    )
+    with live(project, python(), tmp_path / "log", CORS_ORIGINS=origins) as service:
+        client = service.ready()
+        for origin in map(str.strip, origins.split(",")):
+            answer = client.get("/health", headers={"Origin": origin})
+            assert answer.headers["access-control-allow-origin"] == origin
+
+
+@pytest.mark.parametrize("path", ["models", "/models/", "https://a.example/b", "/", "/a b", "/a?b"])
+def test_root_path_that_is_none(project: Path, path: str) -> None:
+    """A wrong one ends the start with one line."""
+    line = complaint(project, ROOT_PATH=path)
+    form = "ROOT_PATH must be a path such as '/models/ocr', with a slash at its start alone"
+    assert line == f"{form}; not {path!r}"
