@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.live import Live, live, wait_for
+from tests.support.live import Live, live, receive_all, wait_for
 from tests.support.rendering import render
 from tests.support.updating import add_to_main, put_model, python
 
@@ -228,18 +228,23 @@ def test_root_path(project: Path, tmp_path: Path) -> None:
 )
 def test_host(project: Path, tmp_path: Path, host: str, addresses: list[str]) -> None:
     """It listens where it is told to, and nowhere else."""
-
-    def connects(address: str) -> bool:
-        with suppress(ConnectionRefusedError):
-            socket.create_connection((address, service.port), 10).close()
-            return True
-        return False
-
     with live(project, python(), tmp_path / "log", HOST=host) as service:
-        wait_for(lambda: connects(addresses[0]), seconds=60, complaint=lambda: service.log)
+        wait_for(
+            lambda: connects(addresses[0], service.port), seconds=60, complaint=lambda: service.log
+        )
         if host != "localhost":  # which may be both
-            reached = [address for address in ("127.0.0.1", "::1") if connects(address)]
+            reached = [
+                address for address in ("127.0.0.1", "::1") if connects(address, service.port)
+            ]
             assert reached == addresses
+
+
+def connects(address: str, port: int) -> bool:
+    """Tell whether something listens there."""
+    with suppress(ConnectionRefusedError):
+        socket.create_connection((address, port), 10).close()
+        return True
+    return False
 
 
 ADDED = '''
@@ -353,3 +358,42 @@ def test_root_path_that_is_none(project: Path, path: str) -> None:
     line = complaint(project, ROOT_PATH=path)
     form = "ROOT_PATH must be a path such as '/models/ocr', with a slash at its start alone"
     assert line == f"{form}; not {path!r}"
+
+
+def test_line_ends_in_events(service: Live) -> None:
+    """What ends a line elsewhere than in JSON does not end an event's data."""
+    text = "a\u2028b\u2029c\x85d\ne\rf\x0bg\x0ch\x1ci"
+    answer = service.client.post("/infer/stream", json={"text": text})
+    events = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert [json.loads(data).get("text") for data in events] == [text, text, None]
+
+
+def test_comments_meanwhile(project: Path, tmp_path: Path) -> None:
+    """A slow part has comments before it, which clients skip; the deadline goes on."""
+    env = {"STREAM_COMMENT_SECONDS": "1", "INFER_TIMEOUT_SECONDS": "4"}
+    with live(project, python(), tmp_path / "log", **env) as service:
+        client = service.ready()
+        slow = client.post("/infer/stream", json={"text": "a", "pause": 2.5}).text.split("\n\n")
+        assert slow.count(": keep-alive") >= 1
+        assert [each[:5] for each in slow if each != ": keep-alive"] == [
+            "data:",
+            "data:",
+            "event",
+            "",
+        ]
+        late = client.post("/infer/stream", json={"text": "a", "pause": 6}).text
+        assert late.count("data: ") == 2
+        assert '"status": 504' in late
+
+
+def test_http_1_0(service: Live) -> None:
+    """A client that knows no chunks gets the events as they are."""
+    body = b'{"text": "a"}'
+    head = f"POST /infer/stream HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with service.connect(30) as connection:
+        connection.sendall(head + body)
+        answer = receive_all(connection).decode()
+    headers, _, events = answer.partition("\r\n\r\n")
+    assert "transfer-encoding" not in headers.lower()
+    assert events.startswith('data: {"number"')
+    assert events.endswith("\n\nevent: end\ndata: {}\n\n")
