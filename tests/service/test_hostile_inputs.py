@@ -487,7 +487,7 @@ def test_field_given_twice(service: Service) -> None:
 
 
 @every(["image-params"])
-@pytest.mark.parametrize("value", ["", "-1", "1e999", "nan", "9" * 5000, "\0", "\ud800", "[]"])
+@pytest.mark.parametrize("value", ["-1", "1e999", "nan", "9" * 5000, "\0", "\ud800", "[]"])
 def test_hostile_field(service: Service, value: str) -> None:
     """A form field that is no valid value is 422 with its name, in the form and in the query."""
     encoded = value.encode(errors="surrogatepass")
@@ -536,15 +536,25 @@ def test_hostile_query(service: Service) -> None:
 
 
 @every(KINDS)
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "identity", "x", "gzip, gzip", ""])
-def test_content_encoding(service: Service, coding: str) -> None:
-    """Nothing is unpacked, whatever a request says of its encoding: the body is taken as it is."""
+@pytest.mark.parametrize("coding", ["identity", "Identity", ""])
+def test_no_content_encoding(service: Service, coding: str) -> None:
+    """A body that says it is plain is taken; a packed one cannot be read."""
     content, content_type = service.raw_example
     plain = service.send(content, content_type, **{"Content-Encoding": coding})
     assert (plain.status_code, plain.json()) == (200, service.post_example().json())
-    packed = zlib.compress(content, wbits=31)
-    response = service.send(packed, content_type, **{"Content-Encoding": coding})
-    assert response.status_code in REFUSALS, response.text
+    packed = service.send(zlib.compress(content), content_type, **{"Content-Encoding": coding})
+    assert packed.status_code == 400, packed.text
+
+
+@every(KINDS)
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "x", "gzip, gzip"])
+def test_content_encoding(service: Service, coding: str) -> None:
+    """Nothing is unpacked, and the answer says so, whatever the body really is."""
+    content, content_type = service.raw_example
+    for body in (content, zlib.compress(content, wbits=31)):
+        response = service.send(body, content_type, **{"Content-Encoding": coding})
+        expected = f"Content-Encoding {coding} is not taken: send the body unpacked."
+        assert (response.status_code, response.json()["detail"]) == (415, expected)
 
 
 # Documents for the stock model of JSON, which wants {"values": [four numbers or more]}.
