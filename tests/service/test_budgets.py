@@ -11,11 +11,11 @@ from tests.support.rendering import render
 from tests.support.variants import CONTRACTS, FEATURES, ROOT
 
 # Lines of Python in a service but for its tests and its decoder, the stock model included.
-MAX_LINES = {"bare": 1537, "default": 1755}
+MAX_LINES = {"bare": 1662, "default": 1880}
 EVERYTHING = {"features": list(FEATURES), "contracts": list(CONTRACTS), "auth": "jwt"}
 MAX_TAGS = 40
 MAX_LINES_OF_MAIN = 120
-MAX_FUNCTIONS, MAX_FILES = 49, 11
+MAX_FUNCTIONS, MAX_FILES = 56, 11
 # Sends a request, and the same again while all functions of the project that it calls are noted.
 TRACE = """
 import json, sys, threading

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from serving import NUM_THREADS, CannotLoad, Decoder, Input
 
 # What serving/inputs.py makes of a file before the model gets it.
-DECODER = Decoder(fps=None, size=None)  # every frame, in the size that it has
+DECODER = Decoder(fps=None, max_side=128)  # every frame, but a small one
 
 MODEL_NAME = os.getenv("MODEL_NAME", "frame-difference.onnx")
 
@@ -57,14 +57,14 @@ class Model:
 
     def predict(self, inputs: list[Input[Params]]) -> list[Output]:
         """Return the motion in each clip."""
-        return [self._motion(item.frames, item.fps) for item in inputs]
+        return [self._motion(item.frames, item.times) for item in inputs]
 
-    def _motion(self, frames: np.ndarray, fps: float) -> Output:
+    def _motion(self, frames: np.ndarray, times: np.ndarray) -> Output:
         if len(frames) == 1:
             return Output(motion=0.0, busiest_second=0.0)
         rows, columns = (np.linspace(0, side - 1, GRID).astype(int) for side in frames.shape[1:3])
         points = frames[:, rows[:, None], columns].mean(axis=3, dtype=np.float32) / 255
         pairs = np.stack([points[:-1], points[1:]], axis=-1).reshape(-1, 2)
         changes = np.abs(self._logits(pairs)).reshape(len(frames) - 1, -1).mean(axis=1)
-        busiest = (int(changes.argmax()) + 1) / fps
+        busiest = float(times[int(changes.argmax()) + 1])
         return Output(motion=round(float(changes.mean()), 4), busiest_second=round(busiest, 2))

@@ -16,6 +16,7 @@ from serving.logs import configure_logging
 from serving.observability import TELEMETRY
 from serving.requests import RequestParser
 from serving.service import Service
+from serving.settings import settings
 
 configure_logging()
 parse = RequestParser(Params, DECODER)
@@ -37,16 +38,20 @@ app = FastAPI(
     version="0.1.0",
     generate_unique_id_function=attrgetter("name"),  # the names of a generated client's methods
     lifespan=lifespan,
+    root_path=settings.root_path,
+    redirect_slashes=False,  # a redirect would name http, also behind a proxy that speaks TLS
     telemetry=TELEMETRY,
 )
 
 
+@app.api_route("/health", methods=["HEAD", "OPTIONS"], include_in_schema=False)
 @app.get("/health")
 async def health() -> dict[str, str]:
     """Liveness: the process answers, whatever the model does."""
     return {"status": "ok"}
 
 
+@app.api_route("/ready", methods=["HEAD", "OPTIONS"], include_in_schema=False)
 @app.get("/ready", responses={503: RESPONSES[503]})
 async def ready() -> dict[str, str]:
     """Readiness: the model is loaded, and a request would be served."""

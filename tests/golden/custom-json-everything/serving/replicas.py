@@ -19,7 +19,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.metrics import RESTARTS
-from serving.server import HOST, DrainingServer
+from serving.server import DrainingServer
 from serving.server import serve as serve_alone
 from serving.settings import settings
 from serving.worker import Worker
@@ -109,10 +109,10 @@ class Replicas:
                 sys.exit(self.status)
 
     def _bind(self, *, shared: bool) -> socket.socket:
-        listener = socket.socket()
+        listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
-        listener.bind((HOST, settings.port))
+        listener.bind((settings.host, settings.port))
         return listener
 
     def _vacant(self) -> list[int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from serving.errors import DeadlineExceeded, TooSlow, describe
@@ -21,6 +21,9 @@ from serving.worker import Call, Worker
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 MAX_AHEAD = 1000  # parts that the client has not taken yet
 END = None  # of a stream
+PAUSE = b""  # in place of a part that is slow to come
+# What JSON leaves as it is, and many clients take for the end of a line.
+LINE_ENDS = str.maketrans({"\x85": r"\u0085", "\u2028": r"\u2028", "\u2029": r"\u2029"})
 
 T = TypeVar("T")
 
@@ -76,20 +79,28 @@ class StreamingWorker(Worker):
         """Yield the parts of an answer as they come; who stops asking stops the model too.
 
         Raises as `run` does. The deadline is for each part, and the place is taken until the end.
+        PAUSE comes while a part takes longer than STREAM_COMMENT_SECONDS.
         """
         call = self._enqueue(StreamCall, job, is_disconnected)
+        now = asyncio.get_running_loop().time
+        deadline = now() + settings.infer_timeout_seconds
         try:
-            while (part := await self._next_part(call)) is not END:
+            while (part := await self._next_part(call, now(), deadline)) is not END:
                 yield part
+                if part != PAUSE:
+                    deadline = now() + settings.infer_timeout_seconds
         finally:
             call.future.cancel()
             self._withdraw(call)
 
-    async def _next_part(self, call: StreamCall) -> Any:
+    async def _next_part(self, call: StreamCall, now: float, deadline: float) -> Any:
+        pause = now + settings.stream_comment_seconds
         try:
-            async with asyncio.timeout(settings.infer_timeout_seconds):
+            async with asyncio.timeout_at(min(pause, deadline)):
                 part = await call.parts.get()
         except TimeoutError:
+            if pause < deadline:
+                return PAUSE
             raise DeadlineExceeded from None
         if isinstance(part, Exception):
             raise part
@@ -121,9 +132,10 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
 
-async def event_stream(parts: AsyncGenerator[bytes, None], request: Request) -> EventStream:
+async def event_stream(parts: AsyncGenerator[bytes, None], request: Request) -> Response:
     """Return the parts as events. Until the first is there, an error has a status of its own."""
-    first = await anext(parts, None)
+    while (first := await anext(parts, None)) == PAUSE:
+        pass
 
     async def events() -> AsyncIterator[str]:
         try:
@@ -131,15 +143,19 @@ async def event_stream(parts: AsyncGenerator[bytes, None], request: Request) -> 
                 yield event(first.decode())
             async with aclosing(parts):
                 async for part in parts:
-                    yield event(part.decode())
+                    yield event(part.decode()) if part else ": keep-alive\n\n"
             yield event("{}", "end")
         except Exception as error:  # noqa: BLE001 -- the status has been sent: it becomes an event
             status, body = describe(error, request.scope)
             yield event(json.dumps({"status": status, **body}), "error")
 
+    if request.scope["http_version"] == "1.0":  # which has no chunks: all at once
+        text = "".join([part async for part in events()])
+        return Response(text, headers=HEADERS, media_type=EventStream.media_type)
     return EventStream(events(), headers=HEADERS)
 
 
 def event(data: str, name: str = "") -> str:
     """Return a server-sent event; without a name it is a part of the answer."""
+    data = data.translate(LINE_ENDS)
     return f"event: {name}\ndata: {data}\n\n" if name else f"data: {data}\n\n"

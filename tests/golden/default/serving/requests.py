@@ -1,8 +1,9 @@
 """Takes a request off the wire: a multipart form, or a raw body; parameters also in the query."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Generic
@@ -13,14 +14,14 @@ from multipart import MultipartError, MultipartParser, MultipartPart, parse_opti
 from pydantic import ValidationError
 
 from serving.errors import BadInput, CannotLoad, TooLarge, UnsupportedType
-from serving.inputs import CONTENT_TYPES, MAX_PARTS, Decoder, Input, ParamsT
+from serving.inputs import CONTENT_TYPES, MAX_PARTS, MEDIA_TYPES, Decoder, Input, ParamsT
 from serving.limits import MAX_UPLOAD_BYTES
-from serving.schemas import field_errors, inline_refs
+from serving.schemas import field_errors, inline_refs, is_finite
 
 ROOT = Path(__file__).parents[1]
 # A sender that does not know the type sends one of these; the decoder then looks at the content.
 OCTET_STREAM = "application/octet-stream"
-UNTYPED = frozenset({"", OCTET_STREAM})
+UNTYPED = ("", OCTET_STREAM, "binary/octet-stream", "*/*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class RequestParser(Generic[ParamsT]):
         self.params = params
         self.decoder = decoder
         self.field = decoder.field
+        # Some clients write the name of a list as PHP wants it.
+        self.names = {self.field, f"{self.field}[]"} if decoder.several else {self.field}
         self.schema = inline_refs(params.model_json_schema())
         properties = self.schema.get("properties", {})
         self.lists = {name for name in properties if takes_several(properties[name])}
@@ -54,45 +57,67 @@ class RequestParser(Generic[ParamsT]):
         query = request.scope["query_string"]
         fields = self._fields(request.query_params.multi_items()) if query else {}
         body = await request.body()
+        check_encoding(request)
         if content_type == "multipart/form-data":
             parts = parse_form(body, header)
-            uploads = [part for part in parts if part.filename is not None]
-            named = [part for part in uploads if part.name == self.field]
+            named = [part for part in parts if name_of(part) in self.names]
             files = [part.raw for part in (named if self.decoder.several else named[-1:])]
             types = {essence(part.headers.get("Content-Type")) for part in named}
-            fields |= self._fields((x.name, text_of(x)) for x in parts if x not in uploads)
+            others = [part for part in parts if part not in named]
+            texts = [(name_of(part), text_of(part)) for part in others if part.filename is None]
+            # As in FastAPI's forms: a field that was left empty has its default.
+            fields |= self._fields(text for text in texts if text[1])
+            unknown = {name_of(part) for part in others if part.filename is not None}
+            unknown |= {name for name, _ in texts if self._is_misspelt(name)}
         else:
             files = [body] if body or content_type else []
             types = {content_type}
-        return self.check(files, types, fields)
+            unknown = set()
+        unknown |= {name for name in request.query_params if self._is_misspelt(name)}
+        return self.check(files, types, fields, sorted(unknown))
 
     def check(
-        self, files: list[bytes], types: Collection[str], fields: Mapping[str, Any]
+        self,
+        files: list[bytes],
+        types: Collection[str],
+        fields: Mapping[str, Any],
+        unknown: Iterable[str] = (),
     ) -> ParsedRequest[ParamsT]:
         """Return the request that these files, of these content types, and fields make.
+
+        Those that are unknown are errors.
 
         Raises, in this order, TooLarge, RequestValidationError, UnsupportedType and BadInput.
         """
         if sum(map(len, files)) > MAX_UPLOAD_BYTES:
             raise TooLarge
-        params = self.validate(fields, missing=not files)
-        if not set(types) <= {*CONTENT_TYPES, *UNTYPED}:
+        missing = {"type": "missing", "loc": ("body", self.field), "msg": "Field required"}
+        names = ", ".join([self.field, *self.schema.get("properties", {})])
+        message = f"Extra inputs are not permitted; there is {names}"
+        errors = [
+            {"type": "extra_forbidden", "loc": ("body", name), "msg": message} for name in unknown
+        ]
+        params = self.validate(fields, errors if files else [missing, *errors])
+        if not all(name in UNTYPED or name.startswith(MEDIA_TYPES) for name in types):
             raise UnsupportedType(f"Send one of {', '.join(sorted(CONTENT_TYPES))}.")
         if not all(files):
             raise BadInput("Empty upload.")
         return ParsedRequest(files, params, self.decoder)
 
-    def validate(self, fields: Mapping[str, Any], *, missing: bool = False) -> ParamsT:
-        """Return the parameters; a missing file is an error too. Raises RequestValidationError."""
-        errors: list[dict[str, Any]] = []
-        if missing:
-            errors = [{"type": "missing", "loc": ("body", self.field), "msg": "Field required"}]
+    def validate(self, fields: Mapping[str, Any], errors: Sequence[dict[str, Any]] = ()) -> ParamsT:
+        """Return the parameters. Raises RequestValidationError, which these errors are part of."""
         try:
             params = self.params.model_validate(dict(fields))
         except ValidationError as error:
-            raise RequestValidationError(errors + field_errors(error)) from error
-        if errors:
-            raise RequestValidationError(errors)
+            raise RequestValidationError([*errors, *field_errors(error)]) from error
+        given = params.model_dump(by_alias=True, exclude_unset=True)
+        infinite = [
+            {"type": "finite_number", "loc": ("body", name), "msg": "Input should be finite"}
+            for name, value in given.items()
+            if not is_finite(value)
+        ]
+        if errors or infinite:
+            raise RequestValidationError([*errors, *infinite])
         return params
 
     def decode_example(self, example: Mapping[str, Any]) -> list[Input[ParamsT]]:
@@ -135,6 +160,12 @@ class RequestParser(Generic[ParamsT]):
         ]
         return {"requestBody": {"required": True, "content": content}, "parameters": query}
 
+    def _is_misspelt(self, name: str) -> bool:
+        """Tell whether this is no field's name, and nearly one."""
+        names = self.schema.get("properties", {})
+        folded = [known.casefold() for known in names]
+        return name not in names and bool(get_close_matches(name.casefold(), folded, cutoff=0.75))
+
     def _fields(self, values: Iterable[tuple[str, str]]) -> dict[str, Any]:
         """Return what is no file: each field's last value, or all where the model has a list."""
         fields: defaultdict[str, list[str]] = defaultdict(list)
@@ -149,27 +180,47 @@ def parse_form(body: bytes, content_type: str) -> list[MultipartPart]:
     _, options = parse_options_header(content_type)
     limits = dict.fromkeys(("spool_limit", "memory_limit"), len(body) + 1)  # nothing goes to disk
     try:
-        boundary = options["boundary"]
-        return MultipartParser(BytesIO(body), boundary, part_limit=MAX_PARTS, **limits).parts()
+        parser = MultipartParser(
+            BytesIO(body),
+            options["boundary"],
+            charset="latin-1",  # takes the name of a file in any encoding
+            part_limit=MAX_PARTS,
+            **limits,
+        )
+        return parser.parts()
     except KeyError as error:
         raise BadInput("The form's content type names no boundary.") from error
     except (MultipartError, ValueError) as error:
         raise BadInput(f"The form cannot be read: {error}.") from error
 
 
+def name_of(part: MultipartPart) -> str:
+    """Return a field's name, which is UTF-8."""
+    return part.name.encode("latin-1").decode(errors="replace")
+
+
 def text_of(part: MultipartPart) -> str:
     """Return a field's value. Raises RequestValidationError."""
+    _, options = parse_options_header(part.headers.get("Content-Type", ""))
+    charset = options.get("charset", "utf-8")
     try:
-        return str(part.raw, part.charset)
+        return str(part.raw, charset)
     except (LookupError, UnicodeError) as error:
-        message = f"Input should be {part.charset} text"
-        item = {"type": "string_unicode", "loc": ("body", part.name), "msg": message}
+        message = f"Input should be {charset} text"
+        item = {"type": "string_unicode", "loc": ("body", name_of(part)), "msg": message}
         raise RequestValidationError([item]) from error
 
 
 def essence(content_type: str | None) -> str:
     """Return a content type without its parameters: "image/png; q=1" is "image/png"."""
     return (content_type or "").partition(";")[0].strip().lower()
+
+
+def check_encoding(request: Request) -> None:
+    """Reject a body that says it is compressed: nothing is unpacked. Raises UnsupportedType."""
+    encoding = request.headers.get("content-encoding", "").strip()
+    if encoding.lower() not in ("", "identity"):
+        raise UnsupportedType(f"Content-Encoding {encoding} is not taken: send the body unpacked.")
 
 
 def takes_several(schema: Mapping[str, Any]) -> bool:

@@ -16,7 +16,6 @@ from serving.errors import ServiceError
 from serving.settings import settings
 from serving.worker import Worker
 
-HOST = "0.0.0.0"  # noqa: S104 -- a container is reached from outside
 # Longer than proxies keep a connection that they do not use (nginx and AWS: 60 s). Who closes first
 # may close on a request that is on its way.
 KEEP_ALIVE_SECONDS = 75
@@ -91,14 +90,13 @@ class DrainingServer(Server):
             grace = min(grace, max(0, settings.stop_seconds - settings.drain_seconds))
         config = Config(
             Closing(app, self),
-            host=HOST,
+            host=settings.host,
             port=settings.port,
             lifespan="on",
             http=settings.http_parser,
             ws="none",
             log_config=None,
             access_log=logging.getLogger("uvicorn.access").isEnabledFor(logging.INFO),
-            proxy_headers=False,  # nothing here asks for the client's address
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=grace,
         )
@@ -132,5 +130,7 @@ class DrainingServer(Server):
 def serve(app: ASGIApp, worker: Worker) -> NoReturn:
     """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
     with suppress(KeyboardInterrupt):
-        DrainingServer(app, worker).run()
+        server = DrainingServer(app, worker)
+        # asyncio would have "::" take IPv6 alone.
+        server.run([server.config.bind_socket()] if ":" in settings.host else None)
     sys.exit(1 if worker.failed else 0)

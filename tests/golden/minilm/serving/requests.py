@@ -1,5 +1,6 @@
 """Takes a request off the wire: a JSON document."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -10,7 +11,9 @@ from pydantic import ValidationError
 from serving.errors import BadInput, TooLarge, UnsupportedType
 from serving.inputs import Input, ParamsT
 from serving.limits import MAX_UPLOAD_BYTES
-from serving.schemas import field_errors, inline_refs
+from serving.schemas import field_errors, inline_refs, is_finite
+
+LARGE = 1024 * 1024  # bytes that take longer to parse than the event loop should stand still
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +38,27 @@ class RequestParser(Generic[ParamsT]):
 
         Raises, in this order, TooLarge, UnsupportedType, BadInput and RequestValidationError.
         """
-        return self.check(await read_json(request))
+        document = await read_json(request)
+        if len(document) > LARGE:
+            return await asyncio.to_thread(self.check, document)
+        return self.check(document)
 
     def check(self, document: bytes) -> ParsedRequest[ParamsT]:
         """Return the request that this JSON makes. Raises BadInput and RequestValidationError."""
+        params = self.validate(document)
+        if not is_finite(params.model_dump(exclude_unset=True)):
+            raise BadInput("JSON has no NaN, no infinity, and no number beyond 1.79e308.")
+        return ParsedRequest(params)
+
+    def validate(self, document: bytes) -> ParamsT:
+        """Return the parameters, NaN and infinity included. Raises as `check` does."""
         try:
-            return ParsedRequest(self.params.model_validate_json(document))
+            return self.params.model_validate_json(document)
         except ValidationError as error:
             errors = field_errors(error)
             if errors[0]["type"] == "json_invalid":
-                raise BadInput(f"The body is not JSON: {errors[0]['msg']}") from error
+                why = errors[0]["msg"].replace("unexpected end of hex escape", "lone surrogate")
+                raise BadInput(f"The body is not JSON: {why}") from error
             raise RequestValidationError(errors) from error
 
     def decode_example(self, example: Any) -> list[Input[ParamsT]]:
@@ -63,14 +77,24 @@ async def read_json(request: Request) -> bytes:
     body = await request.body()
     if len(body) > MAX_UPLOAD_BYTES:
         raise TooLarge
+    check_encoding(request)
     content_type = essence(request.headers.get("content-type"))
-    if content_type != "application/json" and not content_type.endswith("+json"):
+    if content_type not in ("", "application/json") and not content_type.endswith("+json"):
         raise UnsupportedType("Send application/json.")
     if not body:
         raise BadInput("Empty upload.")
+    if body.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        raise BadInput("The body begins with a byte order mark: JSON is UTF-8 without one.")
     return body
 
 
 def essence(content_type: str | None) -> str:
     """Return a content type without its parameters: "image/png; q=1" is "image/png"."""
     return (content_type or "").partition(";")[0].strip().lower()
+
+
+def check_encoding(request: Request) -> None:
+    """Reject a body that says it is compressed: nothing is unpacked. Raises UnsupportedType."""
+    encoding = request.headers.get("content-encoding", "").strip()
+    if encoding.lower() not in ("", "identity"):
+        raise UnsupportedType(f"Content-Encoding {encoding} is not taken: send the body unpacked.")

@@ -1,46 +1,60 @@
 """What the model takes: the clip of a request, decoded as inference.py declares."""
 
-from collections.abc import Iterator
-from contextlib import suppress
+import logging
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from errno import EINVAL
 from io import BytesIO
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from itertools import chain
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
 
 from serving.errors import BadInput
 from serving.settings import settings
+from serving.threads import NUM_THREADS
 
 if TYPE_CHECKING:
-    from av import VideoFrame, VideoStream
-    from av.filter import Graph
+    from av import Packet, VideoFrame, VideoStream
+    from av.container import InputContainer
 
 MAX_FRAMES = settings.max_frames
-MAX_PIXELS = settings.max_pixels  # of all frames together
+MAX_PIXELS = settings.max_pixels  # of one frame as it was sent, and of all that the model gets
 TOO_LONG = f"More than the {MAX_FRAMES} frames or {MAX_PIXELS} pixels that are taken."
-MAX_DECODED = 100  # frames to decode for each one that is taken
-UNREADABLE = "No readable MP4, QuickTime, WebM, AVI, MPEG-TS or Ogg clip."
+MAX_DECODED = 100  # frames to decode for each one that may be taken, and pixels
+MAX_THREADS = 4  # of the decoder; each holds a frame
+UNREADABLE = (
+    "No readable MP4, QuickTime, WebM, AVI, MPEG-TS or Ogg clip: "
+    "it is of another format, or too damaged."
+)
+NO_DECODER = "There is no decoder for the codec of this clip: convert it, to H.264 for one."
+FRAMES_PER_SECOND = 25  # of a clip that does not say
 
 # Containers that reach for other files or addresses (playlists, say) are not among these.
 OPTIONS = {"format_whitelist": "mov,matroska,avi,mpegts,ogg", "max_pixels": str(MAX_PIXELS)}
-CONTENT_TYPES = frozenset(
-    f"video/{name}"
-    for name in ("mp4", "quicktime", "webm", "x-matroska", "x-msvideo", "mp2t", "ogg")
-)
+SUBTYPES = ("mp4", "quicktime", "webm", "x-matroska", "x-msvideo", "mp2t", "ogg", "3gpp")
+CONTENT_TYPES = frozenset(f"video/{name}" for name in SUBTYPES)
+# What may be meant for a clip too; its content tells.
+MEDIA_TYPES = ("video/", "application/ogg", "application/mp4", "application/x-matroska")
 
+MAX_ERRORS = 1000  # of the decoder; the rest is then given up
+MAX_BREAKS = 10  # in the container
 MAX_PARTS = 2000  # of a form
 
 ParamsT = TypeVar("ParamsT", bound=BaseModel)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Input(Generic[ParamsT]):
     """One decoded clip: `Model.predict` gets a list of these."""
 
-    frames: np.ndarray  # uint8 (n, height, width, 3), RGB
-    fps: float  # frames a second
+    frames: np.ndarray  # uint8 (n, height, width, 3), RGB, upright
+    times: np.ndarray  # float64 (n,): when each frame is shown, in seconds from the start
     params: ParamsT
+    warning: str = ""  # that not all of the file could be decoded
 
 
 @dataclass(frozen=True)
@@ -49,67 +63,157 @@ class Decoder:
 
     several: ClassVar[bool] = False  # whether a request carries a list of them
     field: str = "file"  # the form field that carries the clip
-    fps: int | None = None  # frames a second to take; None takes all there are
-    size: tuple[int, int] | None = None  # (width, height) of the frames; None leaves them as sent
+    fps: float | None = None  # frames a second to take at most; None takes all there are
+    size: tuple[int, int] | None = None  # (width, height) of the frames; None keeps their shape
+    max_side: int | None = None  # pixels that the longer side of a frame may have
 
     def decode(self, files: list[bytes], params: ParamsT) -> list[Input[ParamsT]]:
         """Return one `Input` for each file of the request. Raises BadInput."""
-        return [Input(*self._decode_video(file), params) for file in files]
+        return [self._decode_video(file, params) for file in files]
 
-    def _decode_video(self, file: bytes) -> tuple[np.ndarray, float]:
-        """Return an encoded clip's frames and frame rate, decoding no more than is taken."""
+    def _decode_video(self, file: bytes, params: ParamsT) -> Input[ParamsT]:
+        """Return what can be decoded of a clip, decoding no more than is taken."""
         import av
 
-        frames: list[np.ndarray] = []
-        pixels = 0
+        lost: list[str] = []
         try:
             with av.open(
                 BytesIO(file), "r", options=OPTIONS, metadata_errors="ignore"
             ) as container:
-                stream = container.streams.video[0]
-                if stream.width * stream.height > MAX_PIXELS:
-                    raise BadInput(TOO_LONG)
+                stream = find_stream(container)
                 stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-                for frame in self._sample(container.decode(stream), stream):
-                    pixels += frame.width * frame.height
-                    if len(frames) == MAX_FRAMES or pixels > MAX_PIXELS:
-                        raise BadInput(TOO_LONG)
-                    frames.append(frame.to_ndarray(format="rgb24"))
-                return np.stack(frames), float(self.fps or stream.average_rate or 25)
+                # By slices, most clips would be decoded on one thread, and damaged ones less well.
+                stream.thread_type = "FRAME"
+                stream.thread_count = min(NUM_THREADS, MAX_THREADS)
+                timed = time_frames(decode_packets(container, stream, lost), stream)
+                frames, times = self._take(timed)
         except av.FFmpegError as error:  # a MemoryError too: what is broken may declare any size
             raise BadInput(UNREADABLE) from error
         except (BadInput, MemoryError):
             raise
         except Exception as error:  # whatever a broken file makes the decoder raise
             raise BadInput(UNREADABLE) from error
+        return Input(frames, times, params, warn("clip", lost))
 
-    def _sample(
-        self, frames: Iterator["VideoFrame"], stream: "VideoStream"
-    ) -> Iterator["VideoFrame"]:
-        """Yield the frames at the wanted rate, in the wanted size."""
-        if self.fps is None and self.size is None:
-            yield from frames
-            return
-        import av
-
-        graph = av.filter.Graph()
-        steps = [graph.add_buffer(template=stream)]
-        if self.fps is not None:
-            steps.append(graph.add("fps", str(self.fps)))
-        if self.size is not None:
-            steps.append(graph.add("scale", f"{self.size[0]}:{self.size[1]}"))
-        graph.link_nodes(*steps, graph.add("buffersink")).configure()
-        for decoded, frame in enumerate(frames, start=1):
-            if decoded > MAX_FRAMES * MAX_DECODED:
+    def _take(self, timed: Iterable[tuple[float, "VideoFrame"]]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the frames that the model wants, in its size and upright, and their times."""
+        clip = np.empty((0, 0, 0, 3), np.uint8)
+        times: list[float] = []
+        last = None
+        for time, frame in timed:
+            place = time if self.fps is None else int(time * self.fps + 1e-6)
+            if place == last:
+                continue
+            last = place
+            if not times:
+                is_turned, down, across = orientation_of(frame)
+                width, height = self._size(frame, is_turned=is_turned)
+                shape = (width, height) if is_turned else (height, width)
+                # Memory is not taken before it is written to.
+                room = min(MAX_FRAMES, MAX_PIXELS // (width * height))
+                clip = np.empty((room, *shape, 3), np.uint8)
+            if len(times) == len(clip):
                 raise BadInput(TOO_LONG)
-            graph.vpush(frame)
-            yield from _pull(graph)
-        graph.vpush(None)
-        yield from _pull(graph)
+            pixels = frame.to_ndarray(
+                format="rgb24", width=width, height=height, interpolation="AREA"
+            )
+            upright = pixels.swapaxes(0, 1) if is_turned else pixels
+            clip[len(times)] = upright[::down, ::across]
+            times.append(time)
+        if not times:
+            raise BadInput(UNREADABLE)
+        return clip[: len(times)], np.array(times)
+
+    def _size(self, frame: "VideoFrame", *, is_turned: bool) -> tuple[int, int]:
+        """Return width and height to scale a frame to before it is turned."""
+        if self.size:
+            return self.size[::-1] if is_turned else self.size
+        scale = min(1.0, (self.max_side or math.inf) / max(frame.width, frame.height))
+        return max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
 
 
-def _pull(graph: "Graph") -> Iterator["VideoFrame"]:
-    """Yield what a filter graph has ready."""
-    with suppress(BlockingIOError, EOFError):
-        while True:
-            yield graph.vpull()
+def find_stream(container: "InputContainer") -> "VideoStream":
+    """Return the stream of the clip; a cover picture is none. Raises BadInput."""
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            if not stream.codec_context:
+                raise BadInput(NO_DECODER)
+            if stream.width * stream.height > MAX_PIXELS:
+                raise BadInput(TOO_LONG)
+            return stream
+    raise BadInput("The file has no moving pictures.")
+
+
+def time_frames(
+    frames: Iterable["VideoFrame"], stream: "VideoStream"
+) -> Iterator[tuple[float, "VideoFrame"]]:
+    """Yield frames with their seconds from the clip's start. Raises BadInput for too many."""
+    rate = stream.average_rate or stream.guessed_rate or FRAMES_PER_SECOND
+    is_avi = stream.container.format.name == "avi"  # which has an order, and no times
+    start = None if is_avi else stream.start_time
+    time, pixels = 0.0, 0
+    for number, frame in enumerate(frames):
+        pixels += frame.width * frame.height
+        if number >= MAX_FRAMES * MAX_DECODED or pixels > MAX_PIXELS * MAX_DECODED:
+            raise BadInput(TOO_LONG)
+        stamp = frame.dts if is_avi else frame.pts
+        if stamp is not None and stream.time_base:
+            start = stamp if start is None else start
+            time = float((stamp - start) * stream.time_base)
+        elif number:
+            time += float(1 / rate)
+        yield time, frame
+
+
+def orientation_of(frame: "VideoFrame") -> tuple[bool, int, int]:
+    """Return how a frame stands upright: whether rows are columns, the steps down and across."""
+    # The matrix takes (x, y) to (a x + c y, b x + d y), as the container says.
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    a, b, _, c, d = (1, 0, 0, 0, 1) if matrix is None else np.frombuffer(matrix, np.int32)[:5]
+    is_turned = abs(b) > abs(a)
+    across, down = (c, b) if is_turned else (a, d)
+    return is_turned, -1 if down < 0 else 1, -1 if across < 0 else 1
+
+
+def decode_packets(
+    container: "InputContainer", stream: "VideoStream", lost: list[str]
+) -> Iterator["VideoFrame"]:
+    """Yield what can be decoded of a stream, and note what cannot: it does not end the rest."""
+    import av
+
+    packets = (packet for packet in read_packets(container, stream, lost) if packet.size)
+    for packet in chain(packets, [None]):  # an empty one would mean the end, as None does
+        try:
+            yield from stream.decode(packet)
+        except av.FFmpegError as error:
+            if error.errno == EINVAL:  # a frame of more than max_pixels
+                raise BadInput(TOO_LONG) from error
+            lost.append(str(error))
+        if len(lost) > MAX_ERRORS:
+            return
+
+
+def read_packets(
+    container: "InputContainer", stream: "VideoStream", lost: list[str]
+) -> Iterator["Packet[VideoStream]"]:
+    """Yield a stream's packets; reading goes on behind what is broken, where it can."""
+    import av
+
+    for _ in range(MAX_BREAKS):
+        try:
+            yield from container.demux(stream)
+        except av.FFmpegError as error:
+            lost.append(str(error))
+        else:
+            return
+
+
+def warn(what: str, lost: list[str]) -> str:
+    """Return, and log, that not all of a file could be decoded; "" where all was."""
+    if not lost:
+        return ""
+    warning = f"The {what} is damaged or cut off: {len(lost)} of its parts cannot be decoded."
+    logger.warning("%s The first: %s", warning, lost[0])
+    return warning

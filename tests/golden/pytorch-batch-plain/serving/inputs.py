@@ -1,11 +1,13 @@
 """What the model takes: the pictures of a request, decoded as inference.py declares."""
 
 import logging
+import re
 from dataclasses import dataclass
 from io import BytesIO
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
 from pydantic import BaseModel
 
 from serving.errors import BadInput
@@ -15,8 +17,18 @@ MAX_PIXELS = settings.max_pixels  # of all pictures together
 Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS guards instead
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # a broken file is no error of ours
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+HEIC = re.compile(rb".{4}ftyp.{0,60}(heic|heix|hevc)", re.DOTALL)
 CONTENT_TYPES = frozenset(f"image/{name.lower()}" for name in FORMATS)
+MEDIA_TYPES = ("image/",)  # whose content is looked at: image/jpg and image/* too
+
+# What Pillow needs of a PNG. It limits and checks all else as well, such as texts and profiles.
+PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
+# Two ends for a JPEG that has none. Where pixels are missing they are read from what comes before
+# the end marker, with restart markers or without, so the two make different pictures.
+NOISE = b"\xa5\x5a" * 50
+RESTARTS = b"".join(b"\xff%c%s" % (0xD0 + number, NOISE) for number in range(8))
+JPEG_ENDS = (b"\xff\xd9", NOISE + RESTARTS + b"\xff\xd9")
 
 MAX_PARTS = 2000  # of a form
 
@@ -55,11 +67,12 @@ class Decoder:
 
     def _decode_image(self, file: bytes, most: int) -> Image.Image:
         """Return an upright picture; reject more pixels than these before they cost memory."""
+        name = format_of(file)
         try:
-            image: Image.Image = Image.open(BytesIO(file), formats=FORMATS)
-            if image.width * image.height > most:
-                raise BadInput(f"More than {MAX_PIXELS} pixels, all pictures together.")
-            image = ImageOps.exif_transpose(image)
+            loaded = load(file, name, most)
+            image = ImageOps.exif_transpose(loaded)
+            if image.mode[0] in "IF":
+                image = to_8_bits(image, getattr(loaded, "tag_v2", {}))
             if image.has_transparency_data and self.mode != "RGBA":
                 picture = image.convert("RGBA")
                 canvas = Image.new("RGBA", picture.size, self.background)
@@ -68,4 +81,93 @@ class Decoder:
         except (BadInput, MemoryError):
             raise
         except Exception as error:  # whatever a broken file makes the decoder raise
-            raise BadInput(f"No readable {', '.join(FORMATS)} image.") from error
+            reason = str(error).strip() or type(error).__name__
+            raise BadInput(
+                f"This {name} cannot be read, it may be damaged or cut off: {reason}."
+            ) from error
+
+
+def format_of(file: bytes) -> str:
+    """Return the format that a file has by its first bytes. Raises BadInput."""
+    Image.init()
+    if HEIC.match(file):
+        if "HEIF" in Image.OPEN:  # inference.py has registered a package that reads it
+            return "HEIF"
+        raise BadInput("HEIC is not read here: send a JPEG, or add pi-heif to the service.")
+    for name in FORMATS:
+        _, accept = Image.OPEN[name]
+        if accept and accept(file[:16]):
+            return name
+    raise BadInput(f"No readable {', '.join(FORMATS)} image.")
+
+
+def load(file: bytes, name: str, most: int) -> Image.Image:
+    """Return a picture of this format, also where what is broken is none of its pixels."""
+    try:
+        return load_intact(file, name, most)
+    except (BadInput, MemoryError):
+        raise
+    except Exception:
+        if name == "PNG":
+            return load_intact(without_extras(file), name, most)
+        if name == "JPEG" and not file.endswith(bytes(16)):  # zeros where nothing was written yet
+            data = file.rstrip(b"\xff")
+            one, other = (load_intact(data + end, name, most) for end in JPEG_ENDS)
+            if one == other:
+                return one
+        raise
+
+
+def load_intact(file: bytes, name: str, most: int) -> Image.Image:
+    """Return a picture of this format, its first where there are several."""
+    open_file, _ = Image.OPEN[name]  # unlike Image.open, it says what is wrong with a file
+    image: Image.Image = open_file(BytesIO(file), "")
+    if image.width * image.height > most:
+        raise BadInput(f"More than {MAX_PIXELS} pixels, all pictures together.")
+    image.load()
+    key = image.info.get("transparency")
+    if name == "PNG" and key is not None:  # Pillow brings the pixels to 8 bits, but not the key
+        depth = file[24]
+        if image.mode == "L":
+            image.info["transparency"] = key * 255 // (2**depth - 1)
+        elif image.mode == "RGB":
+            image.info["transparency"] = tuple(value >> (depth - 8) for value in key)
+    return image
+
+
+def without_extras(png: bytes) -> bytes:
+    """Return a PNG without what its picture does not need."""
+    kept, start = [png[:8]], 8
+    while start < len(png):
+        end = start + 12 + int.from_bytes(png[start : start + 4])
+        if png[start + 4 : start + 8] in PNG_CHUNKS:
+            kept.append(png[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def to_8_bits(image: Image.Image, tags: dict[int, Any]) -> Image.Image:
+    """Return a grey picture of more bits in 8, where `convert` would clip it; `tags` are a TIFF's.
+
+    Of integers, white is the greatest number of their 16 bits; or, of 32, of as many as are used.
+    """
+    values = np.asarray(image)
+    if image.mode == "I" and tags.get(ExifTags.Base.SampleFormat) == (1,):
+        values = values.view(np.uint32)  # as the file has it: Pillow has signed ones only
+    values = np.nan_to_num(values, nan=0, posinf=0, neginf=0)
+    black, white = 0.0, float(values.max())
+    if image.mode.startswith("I;16"):
+        white = 2.0 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
+    elif values.min() < 0:
+        black = float(values.min())
+    elif image.mode == "F" and round(white) <= 1:  # filters go a little beyond it
+        white = 1.0
+    else:
+        white = 2.0 ** max(8, int(white).bit_length()) - 1
+    scaled = (values.astype(np.float32) - black) * (255 / (white - black or 1))
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # black is the greatest
+        scaled = 255 - scaled
+    grey = Image.fromarray(np.rint(scaled.clip(0, 255)).astype(np.uint8))
+    if "transparency" in image.info:
+        grey.putalpha(Image.fromarray(values != image.info["transparency"]))
+    return grey

@@ -9,7 +9,7 @@ from typing import Any, Generic
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
@@ -18,6 +18,7 @@ from serving.inputs import ParamsT
 from serving.limits import Admission, BodyLimit
 from serving.requests import ParsedRequest, RequestParser
 from serving.runner import Job, Runner
+from serving.schemas import is_finite
 from serving.server import serve
 from serving.settings import settings
 from serving.worker import Worker
@@ -68,7 +69,7 @@ class Service(Generic[ParamsT]):
         Raises what `parse` does, BadInput, and what `Worker.run` does.
         """
         parsed = await parse(request)
-        job = Job(parsed.decode, encode)
+        job = Job(parsed.decode, partial(encode_strictly, encode))
         body = await self.worker.run(job, request.state.body.is_disconnected)
         return Response(body, media_type="application/json")
 
@@ -83,6 +84,8 @@ class Service(Generic[ParamsT]):
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
+            allow_private_network=True,  # a page of the internet may call a service of the intranet
+            expose_headers=["Retry-After", "X-Request-ID"],
         )
 
     def serve(self, app: FastAPI) -> None:
@@ -94,3 +97,19 @@ class Service(Generic[ParamsT]):
 def encode(outputs: list[Any]) -> bytes:
     """Return the response's body: an answer for each of the request's pictures."""
     return to_json({"outputs": outputs})
+
+
+def encode_strictly(encode: Callable[[list[Any]], bytes], outputs: list[Any]) -> bytes:
+    """Return what `encode` does, in which NaN and infinity have become null.
+
+    Raises ValueError where `Output` allows no null: the OpenAPI document promises a number.
+    """
+    body = encode(outputs)
+    for output in outputs if b"null" in body else ():
+        if not is_finite(output.model_dump()):
+            try:
+                type(output).model_validate_json(output.model_dump_json())
+            except ValidationError as error:
+                fields = [".".join(map(str, each["loc"])) for each in error.errors()]
+                raise ValueError(f"NaN or infinity in {', '.join(fields)} of the answer") from error
+    return body

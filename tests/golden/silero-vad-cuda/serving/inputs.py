@@ -1,8 +1,15 @@
 """What the model takes: the recording of a request, decoded as inference.py declares."""
 
+import logging
+import math
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from io import BytesIO
-from typing import ClassVar, Generic, Literal, TypeVar
+from itertools import chain, groupby, pairwise
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
@@ -10,18 +17,34 @@ from pydantic import BaseModel
 from serving.errors import BadInput
 from serving.settings import settings
 
+if TYPE_CHECKING:
+    from av import AudioFrame, AudioStream, Packet
+    from av.container import InputContainer
+    from av.filter import Graph
+
 MAX_AUDIO_SECONDS = settings.max_audio_seconds
-UNREADABLE = "No readable WAV, MP3, FLAC, Ogg, MP4, WebM or AAC recording."
+UNREADABLE = (
+    "No readable WAV, MP3, FLAC, Ogg, MP4, WebM, AAC, AIFF, CAF, AU, WMA or AMR recording: "
+    "it is of another format, or too damaged."
+)
+NO_DECODER = "There is no decoder for the codec of this recording: convert it, to FLAC for one."
 
 # Containers that reach for other files or addresses (playlists, say) are not among these.
 # Pictures beside the sound are looked at too, but not large ones.
-OPTIONS = {"format_whitelist": "wav,mp3,flac,ogg,mov,matroska,aac", "max_pixels": "1000000"}
-SUBTYPES = ("wav", "x-wav", "wave", "mpeg", "mp3", "flac", "x-flac", "ogg", "mp4", "aac", "webm")
-CONTENT_TYPES = frozenset(f"audio/{name}" for name in SUBTYPES)
+FORMATS = "wav,w64,mp3,flac,ogg,mov,matroska,aac,aiff,caf,au,asf,amr,avi,mpegts"
+OPTIONS = {"format_whitelist": FORMATS, "max_pixels": "1000000"}
+SUBTYPES = ("wav", "mpeg", "flac", "ogg", "mp4", "webm", "aac", "aiff", "x-caf", "basic")
+CONTENT_TYPES = frozenset(f"audio/{name}" for name in (*SUBTYPES, "x-ms-wma", "amr"))
+# What may be meant for a recording too, be it beside pictures; its content tells.
+MEDIA_TYPES = ("audio/", "video/", "application/ogg", "application/mp4")
 
+MAX_ERRORS = 1000  # of the decoder; the rest is then given up
+MAX_BREAKS = 10  # in the container
+MAX_LINKS = 100  # of a chained Ogg file
 MAX_PARTS = 2000  # of a form
 
 ParamsT = TypeVar("ParamsT", bound=BaseModel)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +54,7 @@ class Input(Generic[ParamsT]):
     samples: np.ndarray  # float32, -1 to 1: (n,), or (2, n) where the decoder keeps stereo
     sample_rate: int  # Hz
     params: ParamsT
+    warning: str = ""  # that not all of the file could be decoded
 
 
 @dataclass(frozen=True)
@@ -44,37 +68,51 @@ class Decoder:
 
     def decode(self, files: list[bytes], params: ParamsT) -> list[Input[ParamsT]]:
         """Return one `Input` for each file of the request. Raises BadInput."""
-        return [Input(self._decode_audio(file), self.sample_rate, params) for file in files]
+        return [self._decode_audio(file, params) for file in files]
 
-    def _decode_audio(self, file: bytes) -> np.ndarray:
-        """Return the samples of a recording, decoding no more than is taken."""
-        import av
-
-        resampler = av.AudioResampler(format="fltp", rate=self.sample_rate)
-        chunks: list[np.ndarray] = []
-        samples = 0
+    def _decode_audio(self, file: bytes, params: ParamsT) -> Input[ParamsT]:
+        """Return what can be decoded of a recording, decoding no more than is taken."""
+        lost: list[str] = []
         try:
-            with av.open(
-                BytesIO(file), "r", options=OPTIONS, metadata_errors="ignore"
-            ) as container:
-                stream = container.streams.audio[0]
-                for frame in container.decode(stream):
-                    # Before it is resampled: at a low rate a small file holds days.
-                    samples += frame.samples
-                    if samples > MAX_AUDIO_SECONDS * frame.sample_rate:
-                        raise BadInput(f"Longer than {MAX_AUDIO_SECONDS} s.")
-                    chunks += [self._mix(part.to_ndarray()) for part in resampler.resample(frame)]
-                chunks += [self._mix(part.to_ndarray()) for part in resampler.resample(None)]
-        except av.FFmpegError as error:  # a MemoryError too: what is broken may declare any size
-            raise BadInput(UNREADABLE) from error
+            pieces = list(self._resample(decode_links(file, lost)))
         except (BadInput, MemoryError):
             raise
         except Exception as error:  # whatever a broken file makes the decoder raise
             raise BadInput(UNREADABLE) from error
-        if not chunks:
-            raise BadInput("The recording has no samples.")
-        recording = np.concatenate(chunks, axis=1)
-        return recording[0] if self.channels == 1 else recording
+        if not pieces:
+            raise BadInput(UNREADABLE if lost else "The recording has no samples.")
+        recording = np.concatenate(pieces, axis=1)
+        samples = recording[0] if self.channels == 1 else recording
+        return Input(samples, self.sample_rate, params, warn("recording", lost))
+
+    def _resample(self, frames: Iterable["AudioFrame"]) -> Iterator[np.ndarray]:
+        """Yield the samples at the decoder's rate: a piece for each run of frames of one form."""
+        import av
+
+        seconds = 0.0
+        for (rate, layout, form), run in groupby(frames, form_of):
+            graph = av.filter.Graph()
+            graph.link_nodes(
+                graph.add_abuffer(None, rate, form, layout, time_base=Fraction(1, rate)),
+                # Of less than its filter takes, the resampler would return nothing.
+                graph.add("apad", pad_len=str(64 * math.ceil(rate / self.sample_rate))),
+                graph.add("aresample", str(self.sample_rate)),
+                graph.add("aformat", sample_fmts="fltp"),
+                graph.add("abuffersink"),
+            ).configure()
+            samples = 0
+            parts: list[np.ndarray] = []
+            for frame in chain(run, [None]):
+                if frame:
+                    samples += frame.samples
+                    # Before it is resampled: at a low rate a small file holds days.
+                    if seconds + samples / rate > MAX_AUDIO_SECONDS:
+                        raise BadInput(f"Longer than {MAX_AUDIO_SECONDS} s.")
+                    frame.pts = None  # which jumps where something is lost
+                graph.push(frame)
+                parts += map(self._mix, pull(graph))
+            seconds += samples / rate
+            yield np.concatenate(parts, axis=1)[:, : math.ceil(samples * self.sample_rate / rate)]
 
     def _mix(self, samples: np.ndarray) -> np.ndarray:
         """Return as many channels as wanted: those that there are, or the mean of all.
@@ -84,3 +122,86 @@ class Decoder:
         if len(samples) == self.channels:
             return samples
         return np.repeat(samples.mean(axis=0, keepdims=True), self.channels, axis=0)
+
+
+def decode_links(file: bytes, lost: list[str]) -> Iterator["AudioFrame"]:
+    """Yield a recording's frames; a chained Ogg file is several files, one behind the other."""
+    import av
+
+    for link in split_links(file):
+        try:
+            with av.open(
+                BytesIO(link), "r", options=OPTIONS, metadata_errors="ignore"
+            ) as container:
+                stream = container.streams.best("audio")
+                if not isinstance(stream, av.AudioStream):
+                    raise BadInput("The file has no sound.")
+                if not stream.codec_context:
+                    raise BadInput(NO_DECODER)
+                yield from decode_packets(container, stream, lost)
+        except av.FFmpegError as error:  # a MemoryError too: what is broken may declare any size
+            lost.append(str(error))
+
+
+def split_links(file: bytes) -> list[bytes]:
+    """Return the links of a chained Ogg file, or the file: FFmpeg reads few kinds of chains.
+
+    A link begins with a page of each of its streams that says so.
+    """
+    if not file.startswith(b"OggS"):
+        return [file]
+    pages = [(page.start(), page[1] == b"\2") for page in re.finditer(rb"OggS\0([\0-\7])", file)]
+    starts = [at for (_, first), (at, second) in pairwise(pages) if second and not first]
+    return [file[a:b] for a, b in pairwise([0, *starts[:MAX_LINKS], len(file)])]
+
+
+def form_of(frame: "AudioFrame") -> tuple[int, str, str]:
+    """Return what may change inside a recording: sample rate, channels, format."""
+    return frame.sample_rate, frame.layout.name, frame.format.name
+
+
+def pull(graph: "Graph") -> Iterator[np.ndarray]:
+    """Yield what a filter graph has ready."""
+    with suppress(BlockingIOError, EOFError):
+        while True:
+            yield graph.pull().to_ndarray()
+
+
+def decode_packets(
+    container: "InputContainer", stream: "AudioStream", lost: list[str]
+) -> Iterator["AudioFrame"]:
+    """Yield what can be decoded of a stream, and note what cannot: it does not end the rest."""
+    import av
+
+    packets = (packet for packet in read_packets(container, stream, lost) if packet.size)
+    for packet in chain(packets, [None]):  # an empty one would mean the end, as None does
+        try:
+            yield from stream.decode(packet)
+        except av.FFmpegError as error:
+            lost.append(str(error))
+        if len(lost) > MAX_ERRORS:
+            return
+
+
+def read_packets(
+    container: "InputContainer", stream: "AudioStream", lost: list[str]
+) -> Iterator["Packet[AudioStream]"]:
+    """Yield a stream's packets; reading goes on behind what is broken, where it can."""
+    import av
+
+    for _ in range(MAX_BREAKS):
+        try:
+            yield from container.demux(stream)
+        except av.FFmpegError as error:
+            lost.append(str(error))
+        else:
+            return
+
+
+def warn(what: str, lost: list[str]) -> str:
+    """Return, and log, that not all of a file could be decoded; "" where all was."""
+    if not lost:
+        return ""
+    warning = f"The {what} is damaged or cut off: {len(lost)} of its parts cannot be decoded."
+    logger.warning("%s The first: %s", warning, lost[0])
+    return warning

@@ -8,9 +8,18 @@ from typing import Any
 import httpx
 import pytest
 
+from conformance.fake_model import NUMBER
 from conformance.plugin import Launcher, Service
 from conformance.samples import Samples
-from conformance.test_conformance import HELD, ask, is_alike
+from conformance.test_conformance import (
+    HELD,
+    ask,
+    ask_together,
+    assert_tells_nothing,
+    failing,
+    is_alike,
+    numbers_in,
+)
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +106,21 @@ def test_ms_66_stream(
     assert response.text == running.client.post(own, json=document).text
     assert response.text.count("data: ") == 4
     assert running.client.post("/stream", json={"args": 1}).status_code == 422
+
+
+def test_ms_68_at_predict(numbering: Service, samples: Samples, document: Any) -> None:
+    """Requests that wait together get each its own answer."""
+
+    def ask_one(number: int) -> set[int]:
+        fields = document | {NUMBER: number}
+        return numbers_in(numbering.client.post("/predict", json={"args": fields}), samples)
+
+    assert ask_together(numbering, samples, ask_one) == [{number} for number in range(1, 9)]
+
+
+def test_ms_70_at_predict(numbering: Service, document: Any) -> None:
+    """What the model fails with is not in the answer."""
+    for _ in failing(numbering):
+        response = numbering.client.post("/predict", json=document)
+        assert response.is_server_error
+        assert_tells_nothing(response.text)

@@ -4,15 +4,24 @@ import base64
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import httpx
 import pytest
 
+from conformance.fake_model import NUMBER
 from conformance.plugin import Launcher, Service
 from conformance.samples import Samples
-from conformance.test_conformance import HELD, ask, is_alike
+from conformance.test_conformance import (
+    HELD,
+    ask,
+    ask_together,
+    assert_tells_nothing,
+    failing,
+    is_alike,
+)
 
 HEADER = "Inference-Header-Content-Length"
 FORMATS = {"BOOL": "?", "INT64": "q", "FP64": "d"}
@@ -22,9 +31,7 @@ JSON = {"content_type": "json"}
 @pytest.fixture(scope="module")
 def metadata(service: Service) -> dict[str, Any]:
     """Return what the service tells of its model."""
-    name = service.client.get("/v2").raise_for_status().json()["name"]
-    found: dict[str, Any] = service.client.get(f"/v2/models/{name}").raise_for_status().json()
-    return found
+    return describe(service)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +44,13 @@ def question(metadata: dict[str, Any], samples: Samples) -> dict[str, Any]:
 def expected(service: Service, metadata: dict[str, Any], samples: Samples) -> dict[str, Any]:
     """Return the outputs that the service's own route gives for EXAMPLE."""
     return expect(service, metadata, samples)
+
+
+def describe(service: Service) -> dict[str, Any]:
+    """Return what a service tells of its model."""
+    name = service.client.get("/v2").raise_for_status().json()["name"]
+    found: dict[str, Any] = service.client.get(f"/v2/models/{name}").raise_for_status().json()
+    return found
 
 
 def make_question(metadata: dict[str, Any], samples: Samples) -> dict[str, Any]:
@@ -234,3 +248,26 @@ def test_ms_63_not_ready(
         assert error(answer) == "Model not loaded yet."
     assert loading.client.get(path).json() == metadata
     loading.kill()
+
+
+def test_ms_68_over_oip(numbering: Service, samples: Samples) -> None:
+    """Requests that wait together get each its own tensors."""
+    metadata = describe(numbering)
+    url = f"/v2/models/{metadata['name']}/infer"
+
+    def ask_one(number: int) -> set[int]:
+        question = make_question(metadata, replace(samples, valid=samples.numbered(number)))
+        answer = numbering.client.post(url, json=question).raise_for_status().json()
+        return set(outputs_of(answer)[NUMBER])
+
+    assert ask_together(numbering, samples, ask_one) == [{number} for number in range(1, 9)]
+
+
+def test_ms_70_over_oip(
+    numbering: Service, metadata: dict[str, Any], question: dict[str, Any]
+) -> None:
+    """What the model fails with is not in the protocol's errors."""
+    for _ in failing(numbering):
+        answer = numbering.client.post(f"/v2/models/{metadata['name']}/infer", json=question)
+        assert answer.is_server_error
+        assert_tells_nothing(error(answer))

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -11,10 +12,17 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+from conformance.fake_model import NUMBER
 from conformance.plugin import PATIENCE_SECONDS, Launcher, Service
 from conformance.samples import Samples
-from conformance.test_conformance import HELD, is_alike
-from conformance.test_oip import expect, make_question, nested
+from conformance.test_conformance import (
+    HELD,
+    ask_together,
+    assert_tells_nothing,
+    failing,
+    is_alike,
+)
+from conformance.test_oip import describe, expect, make_question, nested
 
 SERVICE = "inference.GRPCInferenceService"
 FIELDS = {"BOOL": "bool_contents", "INT64": "int64_contents", "FP64": "fp64_contents"}
@@ -74,14 +82,17 @@ def client(service: Service, protocol: tuple[Any, Any]) -> Iterator[Client]:
 @pytest.fixture(scope="module")
 def metadata(service: Service) -> dict[str, Any]:
     """Return what the service tells of its model over HTTP."""
-    name = service.client.get("/v2").raise_for_status().json()["name"]
-    found: dict[str, Any] = service.client.get(f"/v2/models/{name}").raise_for_status().json()
-    return found
+    return describe(service)
 
 
 @pytest.fixture(scope="module")
 def question(metadata: dict[str, Any], samples: Samples) -> dict[str, Any]:
     """Return EXAMPLE as the fields of a message."""
+    return make_message(metadata, samples)
+
+
+def make_message(metadata: dict[str, Any], samples: Samples) -> dict[str, Any]:
+    """Return the valid request as the fields of a message."""
     found = make_question(metadata, samples)
     inputs = []
     for tensor in found["inputs"]:
@@ -163,3 +174,34 @@ def test_ms_64_not_ready(
     watch = client.health.Watch(health_pb2.HealthCheckRequest())
     assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
     assert loading.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def numbering_client(numbering: Service, protocol: tuple[Any, Any]) -> Iterator[Client]:
+    """Return a client for the service whose model answers with the number of the request."""
+    client = Client(numbering, *protocol)
+    yield client
+    client.channel.close()
+
+
+def test_ms_68_over_grpc(numbering: Service, numbering_client: Client, samples: Samples) -> None:
+    """Calls that wait together get each its own tensors."""
+    metadata = describe(numbering)
+
+    def ask_one(number: int) -> set[int]:
+        message = make_message(metadata, replace(samples, valid=samples.numbered(number)))
+        answer = numbering_client.call("ModelInfer", **message)
+        [tensor] = [tensor for tensor in answer.outputs if tensor.name == NUMBER]
+        return set(tensor.contents.int64_contents)
+
+    assert ask_together(numbering, samples, ask_one) == [{number} for number in range(1, 9)]
+
+
+def test_ms_70_over_grpc(
+    numbering: Service, numbering_client: Client, question: dict[str, Any]
+) -> None:
+    """What the model fails with is not in a status."""
+    for _ in failing(numbering):
+        with pytest.raises(grpc.RpcError) as failed:
+            numbering_client.call("ModelInfer", **question)
+        assert_tells_nothing(f"{failed.value.details()}{failed.value.trailing_metadata()}")

@@ -4,9 +4,18 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from conformance.fake_model import NUMBER
 from conformance.plugin import Launcher, Service
 from conformance.samples import Request, Samples
-from conformance.test_conformance import ask, detail, is_alike
+from conformance.test_conformance import (
+    ask,
+    ask_together,
+    assert_tells_nothing,
+    detail,
+    failing,
+    is_alike,
+    numbers_in,
+)
 
 SCRIPT = """
 from fastapi import Request, Response
@@ -96,3 +105,24 @@ def test_ms_65_broken_script(launcher: Launcher, answer: str, tmp_path: Path) ->
     [line] = running.log.splitlines()
     for words in ("CRITICAL", "name 'nothing' is not defined", "model.py, line 2"):
         assert words in line
+
+
+def test_ms_68_at_invocations(numbering: Service, samples: Samples) -> None:
+    """Requests that wait together get each its own answer, in either form."""
+
+    def ask_one(number: int) -> set[int]:
+        request = to_invocations(samples.numbered(number))
+        if number % 2:
+            request = in_base64(samples)
+            request["json"] = request["json"] | {NUMBER: number}
+        return numbers_in(ask(numbering, request), samples)
+
+    assert ask_together(numbering, samples, ask_one) == [{number} for number in range(1, 9)]
+
+
+def test_ms_70_at_invocations(numbering: Service, samples: Samples) -> None:
+    """What the model fails with is not in the answer."""
+    for _ in failing(numbering):
+        response = ask(numbering, to_invocations(samples.valid))
+        assert response.is_server_error
+        assert_tells_nothing(response.text)

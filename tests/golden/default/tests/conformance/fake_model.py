@@ -5,18 +5,25 @@ be, from a process that has it.
 """
 
 import importlib
+import json
 import os
 import runpy
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, RootModel, create_model
+
 ROOT = Path(__file__).parents[2]
 FOLDER = "FAKE_MODEL_FOLDER"  # the variable that says where the model finds what to do
+# Where this variable is set, Params and Output have one field more, and an answer has the number of
+# its request: so a test sees whose answer it got.
+NUMBERED, NUMBER = "FAKE_MODEL_NUMBERED", "request_number"
 
 context = get_context("spawn") if sys.platform == "win32" else get_context("forkserver")
 context.set_forkserver_preload(
@@ -39,14 +46,14 @@ class FakeModel:
 
     def predict(self, inputs: list[object]) -> list[object]:
         """Run predict.py, and answer."""
-        run("predict.py")
-        return [answer()] * len(inputs)
+        run("predict.py", inputs=inputs)
+        return [answer(item) for item in inputs]
 
-    def stream(self, _item: object) -> Iterator[object]:
+    def stream(self, item: object) -> Iterator[object]:
         """Answer in three parts, with predict.py before each."""
         for part in range(3):
-            run("predict.py", part=part)
-            yield answer()
+            run("predict.py", part=part, inputs=[item])
+            yield answer(item)
 
     def close(self) -> None:
         """Leave a trace."""
@@ -64,10 +71,22 @@ def run(name: str, **names: object) -> None:
     exec((folder() / name).read_text(), known)  # noqa: S102 -- the tests' own
 
 
-def answer() -> Any:
-    """Return the output that the test has given as JSON."""
+def answer(item: Any) -> Any:
+    """Return the output that the test has given as JSON, with the number of the input's request."""
     output = importlib.import_module("inference").Output
-    return output.model_validate_json((folder() / "answer.json").read_text())
+    text = (folder() / "answer.json").read_text()
+    if number := getattr(getattr(item, "params", None), NUMBER, None):
+        output, text = numbered(output), json.dumps(json.loads(text) | {NUMBER: number})
+    return output.model_validate_json(text)
+
+
+@cache
+def numbered(model: type[BaseModel]) -> type[BaseModel]:
+    """Return the model with a number; a bare list has no place for one."""
+    if issubclass(model, RootModel):
+        return model
+    number: Any = {NUMBER: (int, 0)}
+    return create_model(model.__name__, __base__=model, __module__=model.__module__, **number)
 
 
 def start(answer: str, folder: Path, env: dict[str, str]) -> BaseProcess:
@@ -87,5 +106,8 @@ def _serve(folder: Path, env: dict[str, str]) -> None:
     os.environ.update(env)
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     run("start.py")
-    vars(importlib.import_module("inference"))["Model"] = FakeModel
+    inference = vars(importlib.import_module("inference"))
+    inference["Model"] = FakeModel
+    if NUMBERED in env:
+        inference.update({name: numbered(inference[name]) for name in ("Params", "Output")})
     runpy.run_path(str(ROOT / "main.py"), run_name="__main__")

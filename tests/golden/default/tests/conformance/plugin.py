@@ -144,6 +144,18 @@ class Service:
         self._wait(lambda: self._exit_status() is not None, "The service did not exit")
         return self._exit_status() or 0
 
+    def wait_until_closed(self) -> None:
+        """Wait until the service takes no connections any more."""
+
+        def is_closed() -> bool:
+            try:
+                self.client.get("/health")
+            except httpx.TransportError:
+                return True
+            return False
+
+        self._wait(is_closed, "The port did not close", REACTION_SECONDS)
+
     def terminate(self) -> None:
         """Send SIGTERM."""
         if self.process and self.process.pid:
@@ -275,6 +287,14 @@ def launcher(
     launcher = Launcher(model_env, tmp_path_factory.mktemp)
     yield launcher
     launcher.close()
+
+
+@pytest.fixture(scope="session")
+def numbering(launcher: Launcher, answer: str) -> Service:
+    """Return a service whose fake model answers with the number of the request."""
+    running = launcher.start_fake(answer, MAX_BATCH_SIZE="2", **{fake_model.NUMBERED: "1"})
+    running.wait_until("/ready", 200)
+    return running
 
 
 @pytest.fixture(scope="session")

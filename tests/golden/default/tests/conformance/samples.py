@@ -3,11 +3,15 @@
 import json
 import mimetypes
 from base64 import b64encode
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from conformance.fake_model import NUMBER
 
 Request = dict[str, Any]
 
@@ -34,6 +38,33 @@ class Samples:
             return self.valid["json"]
         files = [b64encode(content).decode() for _, (_, content, _) in self.valid["files"]]
         return {self.field: files if self.several else files[0], **self.valid["data"]}
+
+    def numbered(self, number: int) -> Request:
+        """Return the valid request with a number, which is in the answer too (`NUMBERED`)."""
+        return self._with(lambda _: {NUMBER: number})
+
+    def changed(self) -> Request:
+        """Return the valid request with another value of its first field, be that valid or not."""
+        if isinstance(items := self.valid.get("json"), list):
+            return self.valid | {"json": _another(items)}
+        return self._with(lambda fields: {name: _another(fields[name]) for name in [*fields][:1]})
+
+    def _with(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Request:
+        kind = "data" if self.field else "json"
+        fields = self.valid[kind]
+        if not isinstance(fields, dict):
+            pytest.skip("the body is a bare list")
+        return self.valid | {kind: fields | change(fields)}
+
+
+def _another(value: Any) -> Any:
+    """Return another value of the same type: numbers are halved, texts and lists reversed."""
+    if isinstance(value, int | float):
+        return type(value)(value / 2)
+    if isinstance(value, str):
+        with suppress(ValueError):  # in a form, numbers are texts
+            return str(float(value) / 2)
+    return value[::-1] if isinstance(value, str | list) else value
 
 
 def make_samples(document: dict[str, Any], route: str, example: Any, folder: Path) -> Samples:

@@ -12,17 +12,20 @@ import os
 import re
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
 
+from conformance.fake_model import NUMBER
 from conformance.plugin import REACTION_SECONDS, ROOT, Launcher, Service, expecting
 from conformance.samples import Request, Samples
 from conformance.spec import ISOLATED, SPEC_VERSION
+
+T = TypeVar("T")
 
 # The load of a fake model that waits until a test says "go".
 HELD = "while not (folder / 'go').exists(): time.sleep(0.05)"
@@ -171,6 +174,29 @@ def tuned(launcher: Launcher, answer: str) -> Service:
     return running
 
 
+@pytest.fixture(scope="module")
+def ended(launcher: Launcher, answer: str, samples: Samples) -> tuple[Service, list[int]]:
+    """Return a service that SIGTERM met with one call running and one waiting, and their statuses.
+
+    Its folder has what the model left behind.
+    """
+    running = launcher.start_fake(answer)
+    running.wait_until("/ready", 200)
+    running.predict_hangs()
+    calls = [begin(running, samples.valid)]
+    running.wait_for_call()
+    calls.append(begin(running, samples.valid))
+    settle(running)
+    running.terminate()
+    running.wait_until_closed()
+    time.sleep(0.5)  # a service that drops them would have ended by then
+    running.predict_works()
+    with expecting("An answer after SIGTERM"):
+        statuses = [status_of(call) for call in calls]
+    running.wait_for_exit()
+    return running, statuses
+
+
 @pytest.fixture
 def model(fake_model: Service) -> Iterator[Service]:
     """Return the service with the fake model, and leave it ready and answering at once."""
@@ -255,12 +281,9 @@ def test_ms_11_load_is_logged(service: Service) -> None:
     assert re.search(r"Loading .+ on (cuda|mps|cpu)(?s:.+)Model loaded in [\d.]+ s", service.log)
 
 
-def test_ms_12_model_is_released(launcher: Launcher, answer: str) -> None:
+def test_ms_12_model_is_released(ended: tuple[Service, list[int]]) -> None:
     """The model's `close` is called when the service stops."""
-    running = launcher.start_fake(answer)
-    running.wait_until("/ready", 200)
-    running.stop()
-    assert (running.folder / "closed").exists()
+    assert (ended[0].folder / "closed").exists()
 
 
 @pytest.mark.parametrize(
@@ -665,10 +688,9 @@ def test_ms_53_version(service: Service, url: str | None) -> None:
     assert url or version[1] == SPEC_VERSION
 
 
-def test_ms_54_left_in_the_queue(launcher: Launcher, answer: str, samples: Samples) -> None:
+def test_ms_54_left_in_the_queue(numbering: Service, samples: Samples) -> None:
     """A client that gives up while its request waits takes it out of the queue."""
-    running = launcher.start_fake(answer)
-    running.wait_until("/ready", 200)
+    running = numbering
     running.predict_hangs()
     with ThreadPoolExecutor() as pool:
         call = pool.submit(ask, running, samples.valid)
@@ -809,9 +831,11 @@ def test_ms_60_wrong_format_is_named(launcher: Launcher, fake_model: Service, an
     assert line.startswith("LOG_FORMAT must be")
 
 
-def stream(service: Service, samples: Samples) -> list[tuple[str, Any]]:
+def stream(
+    service: Service, samples: Samples, request: Request | None = None
+) -> list[tuple[str, Any]]:
     """Return the names and data of the events that a valid request gets."""
-    response = ask_for_stream(service, samples, samples.valid)
+    response = ask_for_stream(service, samples, request or samples.valid)
     assert response.headers["content-type"].partition(";")[0] == "text/event-stream"
     found = []
     for block in response.text.removesuffix("\n\n").split("\n\n"):
@@ -912,3 +936,172 @@ def test_ms_67_body_is_no_request(service: Service, samples: Samples, packets: i
     connection.request("GET", path)
     assert connection.getresponse().status == 404
     connection.close()
+
+
+def begin(service: Service, request: Request) -> http.client.HTTPConnection:
+    """Send a whole request to a service of the tests', and leave its answer for later."""
+    built = service.client.build_request("POST", **request)
+    connection = http.client.HTTPConnection(
+        built.url.host, built.url.port, timeout=REACTION_SECONDS
+    )
+    path = built.url.raw_path.decode()
+    connection.request("POST", path, built.read(), dict(built.headers))
+    return connection
+
+
+def status_of(connection: http.client.HTTPConnection) -> int:
+    """Return the status of the answer; 0 where the connection has ended without one."""
+    with suppress(http.client.HTTPException, ConnectionError):
+        return connection.getresponse().status
+    return 0
+
+
+def settle(service: Service) -> None:
+    """Return when the service has put into its queue what was sent before."""
+    for _ in range(20):
+        service.client.get("/health")
+
+
+def ask_together(
+    service: Service, samples: Samples, ask_one: Callable[[int], T], predict: str = ""
+) -> list[T]:
+    """Return the answers to requests 1 to 8, which wait together behind one whose client leaves.
+
+    With those the model runs the code `predict`.
+    """
+    if not isinstance(json.loads((service.folder / "answer.json").read_text()), dict):
+        pytest.skip("the answer is a bare list")
+    service.predict_hangs()
+    try:
+        first = begin(service, samples.numbered(100))
+        service.wait_for_call()
+        first.close()
+        with ThreadPoolExecutor(8) as pool:
+            calls = [pool.submit(ask_one, number) for number in range(1, 9)]
+            settle(service)
+            service.predict_does(predict)
+            (service.folder / "hang").unlink()
+            return [call.result() for call in calls]
+    finally:
+        service.predict_works()
+
+
+def numbers_in(response: httpx.Response, samples: Samples) -> set[int]:
+    """Return the numbers that an answer has: in each of its outputs."""
+    body = response.raise_for_status().json()
+    return {row[NUMBER] for row in (body["outputs"] if samples.several else [body])}
+
+
+def test_ms_68_own_answer(numbering: Service, samples: Samples) -> None:
+    """Requests that wait together get each its own answer, and its own failure."""
+    failing = f"if any(item.params.{NUMBER} == 3 for item in inputs): raise KeyError('of one')"
+
+    def ask_one(number: int) -> httpx.Response:
+        return ask(numbering, samples.numbered(number))
+
+    responses = ask_together(numbering, samples, ask_one, failing)
+    assert responses.pop(2).status_code == 500
+    numbers = [numbers_in(response, samples) for response in responses]
+    assert numbers == [{1}, {2}, {4}, {5}, {6}, {7}, {8}]
+
+
+def test_ms_68_own_parts(numbering: Service, samples: Samples) -> None:
+    """So do requests for an answer in parts: each part is its own."""
+    for_stream(numbering, samples, samples.valid)
+
+    def ask_one(number: int) -> set[int]:
+        events = stream(numbering, samples, samples.numbered(number))
+        assert events.pop() == ("end", {})
+        return {part[NUMBER] for _, part in events}
+
+    assert ask_together(numbering, samples, ask_one) == [{number} for number in range(1, 9)]
+
+
+def test_ms_68_at_once(service: Service, samples: Samples, answer: str) -> None:
+    """What is asked at once is answered as it is one by one."""
+    wrong = [samples.empty, samples.corrupt, samples.wrong_type, samples.missing]
+    requests = [samples.valid, samples.changed(), *wrong]
+    alone = [ask(service, request) for request in requests]
+    body = alone[0].raise_for_status().json()
+    is_repeatable = is_alike(json.loads(answer), body["outputs"][0] if samples.several else body)
+    with ThreadPoolExecutor(len(requests)) as pool:
+        together = list(pool.map(lambda request: ask(service, request), requests))
+    for one, other in zip(alone, together, strict=True):
+        if other.status_code != 503:  # a deployment may be busy
+            assert other.status_code == one.status_code
+            assert is_alike(other.json(), one.json()) or (one.is_success and not is_repeatable)
+
+
+def test_ms_69_in_order(numbering: Service, samples: Samples) -> None:
+    """Requests that wait come to the model in the order in which they were sent."""
+    numbering.predict_hangs()
+    try:
+        calls = [begin(numbering, samples.numbered(100))]
+        numbering.wait_for_call()
+        for number in range(1, 6):
+            calls.append(begin(numbering, samples.numbered(number)))
+            settle(numbering)
+        order = f"print(*[item.params.{NUMBER} for item in inputs], file=order)"
+        numbering.predict_does(f"with (folder / 'order').open('a') as order: {order}")
+        (numbering.folder / "hang").unlink()
+        assert [status_of(call) for call in calls] == [200] * 6
+    finally:
+        numbering.predict_works()
+    numbers = (numbering.folder / "order").read_text().split()
+    assert list(dict.fromkeys(numbers)) == ["1", "2", "3", "4", "5"]
+
+
+# What a model fails with, and what is in no answer.
+FAILURES = (
+    "ValueError('secret of /srv/weights')",
+    "OSError(2, 'secret', '/srv/weights')",
+    "type('OurError', (OSError,), {'__module__': 'm', 'status_code': 418, 'detail': 'secret'})()",
+    "SystemExit('secret')",
+    "MemoryError('secret of /srv/weights')",
+)
+INSIDE = rf"secret|/srv|\wError\b|\wExit\b|Errno|Traceback|\.py\b| at 0x|{re.escape(str(ROOT))}"
+
+
+def failing(service: Service) -> Iterator[str]:
+    """Have the model fail in each of these ways, one after the other, and then work again."""
+    try:
+        for error in FAILURES:
+            service.predict_does(f"raise {error}")
+            yield error
+    finally:
+        service.predict_works()
+
+
+def assert_tells_nothing(answer: str) -> None:
+    """See that an answer has nothing of what failed inside."""
+    assert not re.search(INSIDE, answer)
+
+
+def test_ms_70_failures(numbering: Service, samples: Samples) -> None:
+    """What the model fails with is in the log, and not in the answer."""
+    for _ in failing(numbering):
+        response = ask(numbering, samples.valid)
+        assert response.is_server_error
+        assert_tells_nothing(f"{response.text}{response.headers}")
+
+
+def test_ms_70_failures_on_the_way(numbering: Service, samples: Samples) -> None:
+    """So it is where the answer has begun."""
+    for_stream(numbering, samples, samples.valid)
+    for error in failing(numbering):
+        numbering.predict_does(f"if part: raise {error}")
+        [_, (name, failure)] = stream(numbering, samples)
+        assert name == "error"
+        assert_tells_nothing(json.dumps(failure))
+
+
+def test_ms_70_unreadable(service: Service, samples: Samples) -> None:
+    """What a decoder fails with is not told either."""
+    response = ask(service, samples.corrupt)
+    assert response.is_client_error
+    assert_tells_nothing(response.text)
+
+
+def test_ms_71_begun(ended: tuple[Service, list[int]]) -> None:
+    """What ran and what waited when SIGTERM came was answered."""
+    assert ended[1] == [200, 200]

@@ -25,7 +25,7 @@ REQUIREMENTS = {
     13: "Settings from environment variables",
     14: "`PORT`, default 8000",
     15: "`MODEL_NAME`",
-    16: "`MAX_UPLOAD_MB`, default 20",
+    16: "`MAX_UPLOAD_MB`, default 20, for clips 200",
     17: "`INFER_TIMEOUT_SECONDS`, default 60",
     18: "`LOG_LEVEL`, default INFO",
     19: "CORS",
@@ -77,6 +77,10 @@ REQUIREMENTS = {
     65: "SageMaker contract",
     66: "Model Engine contract",
     67: "HTTP upgrade offers",
+    68: "Each request gets its own answer",
+    69: "First come, first served",
+    70: "Failures tell nothing of the inside",
+    71: "What has begun is finished",
 }
 
 # Requirements that no live process shows, and what keeps them.

@@ -418,7 +418,8 @@ async def start(service: "Service[Any]") -> Callable[[], Awaitable[None]] | None
         protocol.health_services.add_HealthServicer_to_server(watch, server)
         names = (SERVICE, HEALTH, protocol.reflection.SERVICE_NAME)
         protocol.reflection.enable_server_reflection(names, server)
-        server.add_insecure_port(f"0.0.0.0:{settings.grpc_port}")
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        server.add_insecure_port(f"{host}:{settings.grpc_port}")
         await server.start()
     except Exception as error:
         trace = not isinstance(error, RuntimeError)  # which a port that is taken raises

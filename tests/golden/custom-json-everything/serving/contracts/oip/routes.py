@@ -212,7 +212,7 @@ class Question(Generic[ParamsT]):
 
     def parsed(self) -> ParsedRequest[ParamsT]:
         """Return what its fields make. Raises BadInput and RequestValidationError."""
-        return self.parse.check(ANYTHING.dump_json(self.fields()))
+        return ParsedRequest(self.parse.validate(ANYTHING.dump_json(self.fields())))
 
     def decode(self) -> list[Input[ParamsT]]:
         """Check and decode it, on the model's thread: of the large ones, one at a time."""
