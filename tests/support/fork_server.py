@@ -31,11 +31,10 @@ def run(folder: str, arguments: list[str], env: dict[str, str], output: str) -> 
     return pytest.main(arguments)
 
 
-if __name__ == "__main__":
-    gc.freeze()  # else each run's end looks through all of it, and has it copied
-    for line in sys.stdin:
-        process = os.fork()
-        if not process:
-            sys.exit(run(**json.loads(line)))
-        _, status = os.waitpid(process, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+gc.freeze()  # else each run's end looks through all of it, and has it copied
+for line in sys.stdin:
+    process = os.fork()
+    if not process:
+        sys.exit(run(**json.loads(line)))
+    _, status = os.waitpid(process, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)

@@ -16,10 +16,10 @@ SERVER = Path(__file__).with_name("fork_server.py")
 @cache
 def fork_server(python: str) -> subprocess.Popen[str]:
     """Start the process that this interpreter's runs are forked from, once."""
-    # -P: what lies beside the script is not what the services import.
-    server = subprocess.Popen(
-        [python, "-P", str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    # By -c: a file would be run again in each process that multiprocessing starts in a run. -P:
+    # what lies in this folder is not what the services import.
+    command = [python, "-P", "-c", SERVER.read_text(encoding="utf-8")]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     register(server.kill)
     return server
 
