@@ -104,7 +104,8 @@ def post(service: Live, body: bytes, **headers: str) -> tuple[int, Any]:
     "number",
     [
         *("NaN", "Infinity", "-Infinity", "1e999", "-1E+400", "1" + 400 * "0", '"nan"', '"-inf"'),
-        *("1.7976931348623159e308", '"1e999"', '"Infinity"'),
+        *("1.7976931348623159e308", '"1e999"', '"Infinity"', '"1e9_99"', '"\\u006ean"'),
+        *("1" + 250 * "0" + "e99", '"iNf"'),
     ],
 )
 @pytest.mark.parametrize("field", ['"values": [0, %s]', '"by_name": {"a": [%s]}', '"most": %s'])
