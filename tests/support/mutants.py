@@ -220,7 +220,7 @@ MUTANTS = [
         (MAIN, '@model_router.post(\n    "/classify"', '@app.post(\n    "/predict"'),
     ),
     mutant(23, "no-forms", (REQUESTS, '== "multipart/form-data"', '== "multipart/mixed"')),
-    mutant(23, "other-field", (REQUESTS, "part.name == self.field", 'part.name == "upload"')),
+    mutant(23, "other-field", (REQUESTS, "name_of(part) in self.names", 'part.name == "upload"')),
     mutant(24, "other-schema", (MAIN, "response_model=Output", "response_model=Params")),
     mutant(
         24, "answer-is-text", (SERVICE, 'media_type="application/json"', 'media_type="text/plain"')
@@ -290,7 +290,7 @@ MUTANTS = [
     mutant(
         31,
         "corrupt-is-unforeseen",
-        (INPUTS, "    except Exception as error:", "    except KeyError as error:"),
+        (INPUTS, 'raise BadInput(f"No readable', 'raise ValueError(f"No readable'),
     ),
     mutant(
         31,
@@ -298,10 +298,12 @@ MUTANTS = [
         (REQUESTS, '== "json_invalid"', '== "never"'),
         input_kind="json",
     ),
-    mutant(32, "any-type", (REQUESTS, "type_ in UNTYPED or", "True or")),
+    mutant(32, "any-type", (REQUESTS, "name in UNTYPED or", "True or")),
     mutant(32, "no-unknown-type", (REQUESTS, '("", OCTET_STREAM, ', '("", ')),
     mutant(33, "other-status", (ERRORS, "return 422, {", "return 400, {")),
-    mutant(33, "missing-file-not-told", (REQUESTS, "missing=not files", "missing=False")),
+    mutant(
+        33, "missing-file-not-told", (REQUESTS, "errors if files else [missing, *errors]", "errors")
+    ),
     mutant(34, "main-memory-not-known", (ERRORS, "isinstance(error, MemoryError)", "False")),
     mutant(
         34,
@@ -480,8 +482,8 @@ MUTANTS = [
         "deadline-for-all",
         (
             STREAMING,
-            "asyncio.timeout(settings.infer_timeout_seconds)",
-            "asyncio.timeout_at(call.queued + settings.infer_timeout_seconds)",
+            "                    deadline = now() + settings.infer_timeout_seconds\n",
+            "                    pass\n",
         ),
         **STREAMS,
     ),
@@ -695,7 +697,7 @@ MUTANTS = [
     mutant(
         66,
         "any-type",
-        (DOCUMENTS, 'if content_type != "application/json" and', "if False and"),
+        (DOCUMENTS, 'if content_type not in ("", "application/json") and', "if False and"),
         **SPEAKS_MODEL_ENGINE,
     ),
     mutant(
@@ -724,9 +726,9 @@ MUTANTS = [
         "kept-for-all",
         (
             SERVICE,
-            "        job = Job(parsed.decode, encode)\n",
+            "        job = Job(parsed.decode, partial(encode_strictly, encode))\n",
             (
-                "        self.job = Job(parsed.decode, encode)\n"
+                "        self.job = Job(parsed.decode, partial(encode_strictly, encode))\n"
                 "        await __import__('asyncio').sleep(0.1)\n        job = self.job\n"
             ),
         ),
