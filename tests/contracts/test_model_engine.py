@@ -164,8 +164,10 @@ def native(service: Live, kind: str, files: list[bytes], fields: dict[str, Any])
     if row["field"] == "json":
         content, head = json.dumps(fields), {"Content-Type": "application/json"}
         return service.client.post(f"/{row['endpoint']}", content=content, headers=head)
-    named = [(row["field"], file) for file in files] or [("other", b"no file")]
-    forms = [(name, ("name", file, "application/octet-stream")) for name, file in named]
+    forms: list[Any] = [
+        (row["field"], ("name", file, "application/octet-stream")) for file in files
+    ]
+    forms = forms or [("other", (None, b"no file"))]  # a form all the same
     return service.client.post(f"/{row['endpoint']}", files=forms, data=fields)
 
 
