@@ -57,14 +57,18 @@ class RequestParser(Generic[ParamsT]):
         self.names = {self.field, f"{self.field}[]"} if decoder.several else {self.field}
         self.schema = inline_refs(params.model_json_schema())
         properties = self.schema.get("properties", {})
+        self.known = [self.field, *properties]
         self.lists = {name for name in properties if takes_several(properties[name])}
 
     async def __call__(self, request: Request) -> ParsedRequest[ParamsT]:
         """Return the request's files and parameters. Raises what `parse_form` and `check` do."""
         header = request.headers.get("content-type", "")
         content_type = essence(header)
-        query = request.scope["query_string"]
-        fields = self._fields(request.query_params.multi_items()) if query else {}
+        fields: dict[str, Any] = {}
+        unknown: set[str] = set()
+        if request.scope["query_string"]:
+            fields = self._fields(request.query_params.multi_items())
+            unknown = {name for name in request.query_params if self._is_misspelt(name)}
         body = await request.body()
         check_encoding(request)
         if content_type == "multipart/form-data":
@@ -72,17 +76,15 @@ class RequestParser(Generic[ParamsT]):
             named = [part for part in parts if name_of(part) in self.names]
             files = [part.raw for part in (named if self.decoder.several else named[-1:])]
             types = {essence(part.headers.get("Content-Type")) for part in named}
-            others = [part for part in parts if part not in named]
+            others = [part for part in parts if name_of(part) not in self.names]
             texts = [(name_of(part), text_of(part)) for part in others if part.filename is None]
             # As in FastAPI's forms: a field that was left empty has its default.
             fields |= self._fields(text for text in texts if text[1])
-            unknown = {name_of(part) for part in others if part.filename is not None}
+            unknown |= {name_of(part) for part in others if part.filename is not None}
             unknown |= {name for name, _ in texts if self._is_misspelt(name)}
         else:
             files = [body] if body or content_type else []
             types = {content_type}
-            unknown = set()
-        unknown |= {name for name in request.query_params if self._is_misspelt(name)}
         return self.check(files, types, fields, sorted(unknown))
 
     def check(
@@ -94,19 +96,18 @@ class RequestParser(Generic[ParamsT]):
     ) -> ParsedRequest[ParamsT]:
         """Return the request that these files, of these content types, and fields make.
 
-        Those that are unknown are errors.
-
-        Raises, in this order, TooLarge, RequestValidationError, UnsupportedType and BadInput.
+        Raises, in this order, TooLarge, RequestValidationError, which has the unknown names too,
+        UnsupportedType and BadInput.
         """
         if sum(map(len, files)) > MAX_UPLOAD_BYTES:
             raise TooLarge
-        missing = {"type": "missing", "loc": ("body", self.field), "msg": "Field required"}
-        names = ", ".join([self.field, *self.schema.get("properties", {})])
-        message = f"Extra inputs are not permitted; there is {names}"
-        errors = [
-            {"type": "extra_forbidden", "loc": ("body", name), "msg": message} for name in unknown
-        ]
-        params = self.validate(fields, errors if files else [missing, *errors])
+        errors: list[dict[str, Any]] = []
+        if not files:
+            errors = [{"type": "missing", "loc": ("body", self.field), "msg": "Field required"}]
+        for name in unknown:
+            message = f"Extra inputs are not permitted; there is {', '.join(self.known)}"
+            errors.append({"type": "extra_forbidden", "loc": ("body", name), "msg": message})
+        params = self.validate(fields, errors)
         if not all(name in UNTYPED or name.startswith(MEDIA_TYPES) for name in types):
             raise UnsupportedType(f"Send one of {', '.join(sorted(CONTENT_TYPES))}.")
         if not all(files):
@@ -177,7 +178,7 @@ class RequestParser(Generic[ParamsT]):
 
     def _is_misspelt(self, name: str) -> bool:
         """Tell whether this is no field's name, and nearly one."""
-        names = self.schema.get("properties", {})
+        _, *names = self.known
         folded = [known.casefold() for known in names]
         return name not in names and bool(get_close_matches(name.casefold(), folded, cutoff=0.75))
 
