@@ -28,9 +28,8 @@ NUMBERED, NUMBER = "FAKE_MODEL_NUMBERED", "request_number"
 context = get_context("spawn") if sys.platform == "win32" else get_context("forkserver")
 context.set_forkserver_preload(
     [
-        *("fastapi", "numpy", "PIL.ImageOps", "prometheus_client", "pydantic_settings"),
-        *("pythonjsonlogger.json", "uvicorn.lifespan.on", "uvicorn.loops.auto"),
-        *("uvicorn.protocols.http.auto", "uvicorn.protocols.websockets.auto"),
+        *("fastapi", "httptools", "numpy", "PIL.ImageOps", "prometheus_client"),
+        *("pydantic_settings", "pythonjsonlogger.json", "uvicorn", "uvloop"),
     ]
 )
 
