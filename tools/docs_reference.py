@@ -182,7 +182,6 @@ def type_of(annotation: ast.expr) -> str:
             names = {
                 "Device": "`cuda`, `mps`, `cpu`, or a GPU as `cuda:1`",
                 "Port": "port",
-                "PositiveFloat": "number over 0",
                 "PositiveInt": "integer from 1",
                 "NonNegativeInt": "integer from 0",
                 "bool": "`true` or `false`",

@@ -1,6 +1,7 @@
 """Forms as clients write them: empty fields, odd file names, misspelt fields."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,25 @@ def rendered(folder: Path, kind: str) -> Path:
     return project
 
 
+@contextmanager
+def started(folder: Path, kind: str) -> Iterator[Live]:
+    """Run the service of an input kind."""
+    with live(rendered(folder, kind), python(), folder / "log") as running:
+        running.ready()
+        yield running
+
+
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """Run a service that takes a picture and parameters."""
-    project = rendered(tmp_path_factory.mktemp("forms") / "single", "image-params")
-    with live(project, python(), project / "log") as running:
-        running.ready()
+    with started(tmp_path_factory.mktemp("forms") / "single", "image-params") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """Run a service that takes several pictures."""
-    project = rendered(tmp_path_factory.mktemp("forms") / "batch", "image-batch")
-    with live(project, python(), project / "log") as running:
-        running.ready()
+    with started(tmp_path_factory.mktemp("forms") / "batch", "image-batch") as running:
         yield running
 
 
