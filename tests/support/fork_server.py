@@ -1,24 +1,83 @@
 """Forks one process for each run of a service's own tests; `suites.py` starts it.
 
 It runs on the service's interpreter, and has imported what all such runs import. Each line that it
-reads is a run: folder, arguments, environment and where its output goes. It prints the exit status.
+reads is a run: folder, arguments, environment, where its output goes, and whether its services are
+forked as well. It prints the exit status.
 """
 
 import gc
 import json
+import logging
 import os
+import runpy
 import sys
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-for name in ("httpx", "numpy", "PIL.Image", "torch", "transformers.pipelines"):
+for name in (
+    *("fastapi", "httptools", "httpx", "numpy", "PIL.ImageOps", "prometheus_client"),
+    *("pydantic_settings", "uvicorn", "uvloop", "torch", "transformers.pipelines"),
+):
     with suppress(ImportError):
         import_module(name)
 
 
-def run(folder: str, arguments: list[str], env: dict[str, str], output: str) -> int:
+class Forking:
+    """A plugin of pytest: services are forked from the run, so that they have its imports."""
+
+    def pytest_configure(self) -> None:
+        """Have services started so, with the real model and with a fake one."""
+        plugin, fake_model = map(import_module, ("conformance.plugin", "conformance.fake_model"))
+        plugin.Launcher.start = start
+        vars(fake_model)["start"] = start_fake
+
+
+def start(launcher: Any, **env: str) -> Any:
+    """Start the service as it is."""
+    return launcher._run(partial(fork, "main.py"), launcher.folders("service"), env)  # noqa: SLF001
+
+
+def start_fake(answer: str, folder: Path, env: dict[str, str]) -> BaseProcess:
+    """Start the service with a fake model, which gives this answer."""
+    (folder / "answer.json").write_text(answer)
+    return fork("fake", folder, env | {"FAKE_MODEL_FOLDER": str(folder)})
+
+
+def fork(what: str, folder: Path, env: dict[str, str]) -> BaseProcess:
+    """Start a service of the working directory; its log is in the folder."""
+    process = get_context("fork").Process(target=serve, args=(what, folder, env))
+    process.start()
+    return process
+
+
+def serve(what: str, folder: Path, env: dict[str, str]) -> None:
+    """Run the service as `python main.py` does, in a process with no trace of the tests."""
+    log = os.open(folder / "log", os.O_WRONLY | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(log, number)
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+    logging.getLogger().handlers.clear()
+    own = str(Path.cwd())
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(own):
+            del sys.modules[name]
+    os.environ.clear()
+    os.environ.update(env)
+    if what == "fake":
+        import_module("conformance.fake_model")._serve(folder, env)  # noqa: SLF001
+    else:
+        sys.argv = [f"{own}/{what}"]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def run(folder: str, arguments: list[str], env: dict[str, str], output: str, *, forks: bool) -> int:
     """Run pytest as `python -m pytest` in the folder does."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     written = os.open(output, os.O_WRONLY | os.O_APPEND)
@@ -28,7 +87,7 @@ def run(folder: str, arguments: list[str], env: dict[str, str], output: str) -> 
     os.environ.update(env)
     os.chdir(folder)
     sys.path.insert(0, folder)
-    return pytest.main(arguments)
+    return pytest.main(arguments, plugins=[Forking()] if forks else [])
 
 
 gc.freeze()  # else each run's end looks through all of it, and has it copied

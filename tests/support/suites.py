@@ -25,11 +25,12 @@ def fork_server(python: str) -> subprocess.Popen[str]:
 
 
 def run_suite(
-    python: str, project: Path, *arguments: str, **env: str
+    python: str, project: Path, *arguments: str, forks: bool = False, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a service's own tests, or some of them, and return what they print.
 
-    It is what `python -m pytest` does in the project, in a process that has pytest already.
+    It is what `python -m pytest` does in the project, in a process that has pytest already. With
+    `forks` services are started from it, too, with the frameworks that it has imported.
     """
     options = ["-q", "-p", "no:cacheprovider", *arguments]
     server = fork_server(python)
@@ -41,6 +42,7 @@ def run_suite(
             "arguments": options,
             "env": os.environ | {"UV": uv()} | env,  # as `uv run` has it
             "output": output.name,
+            "forks": forks,
         }
         try:
             print(json.dumps(task), file=server.stdin, flush=True)

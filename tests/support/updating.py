@@ -208,7 +208,7 @@ def python(stack: str = "custom") -> str:
 
 
 def own_tests(
-    project: Path, *tests: str, stack: str = "custom", **env: str
+    project: Path, *tests: str, stack: str = "custom", forks: bool = False, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run some of a service's own tests."""
-    return run_suite(python(stack), project, *tests, **env)
+    """Run some of a service's own tests, as `run_suite` does."""
+    return run_suite(python(stack), project, *tests, forks=forks, **env)

@@ -382,7 +382,7 @@ def test_answers(
     At full depth that is its whole suite, conformance included; else the known answers alone.
     """
     tests = ["tests"] if variant.is_full_depth else ["tests/test_model.py"]
-    result = run_suite(python_of(variant), project, *tests)
+    result = run_suite(python_of(variant), project, *tests, forks=not variant.is_full_depth)
     output = result.stdout
     assert result.returncode == 0, output
     passed = re.search(r"(\d+) passed", output)
