@@ -198,7 +198,7 @@ MUTANTS = [
         ),
     ),
     mutant(
-        21, "failed-load-is-success", (SERVER, "sys.exit(1 if worker.failed else 0)", "sys.exit(0)")
+        21, "failed-load-is-success", (SERVER, "SystemExit(int(worker.failed))", "SystemExit(0)")
     ),
     mutant(
         21,
