@@ -491,6 +491,17 @@ MUTANTS = [
         (STREAMING, "                if call.future.done():\n                    break\n", ""),
         **STREAMS,
     ),
+    mutant(
+        61,
+        "parts-of-another-kind",
+        (
+            INFERENCE,
+            "    def predict(",
+            "    def stream(self, item):\n        yield item.params\n\n    def predict(",
+        ),
+        input_kind="json",
+        features=["streaming"],
+    ),
     mutant(61, "no-end", (STREAMING, '            yield event("{}", "end")\n', ""), **STREAMS),
     mutant(
         61,
