@@ -2,12 +2,17 @@
 
 import os
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
+from tests.support.code_blocks import blocks
 from tests.support.environments import CACHE, run
 from tests.support.rendering import render
 from tests.support.updating import python
+from tests.support.variants import ROOT
 
 # A library for the CPU has no use for the device.
 LOADS_NOTHING = '''    def __init__(self, device: str) -> None:
@@ -47,6 +52,28 @@ def test_checks(project: Path, check: list[str]) -> None:
     """Each command of the CI workflow passes."""
     caches = {"MYPY_CACHE_DIR": str(CACHE / "mypy" / "owners-code"), "RUFF_NO_CACHE": "true"}
     run([python(), "-m", *check], cwd=project, env=os.environ | caches)
+
+
+def test_library_that_takes_a_path() -> None:
+    """The file that the documents show holds all of the picture when the library opens it."""
+    [block] = [
+        block.text
+        for block in blocks((ROOT / "docs" / "how-to" / "wrap-a-model.md").read_text("utf-8"))
+        if block.mark.endswith("::test_library_that_takes_a_path")
+    ]
+    picture = Image.effect_noise((300, 200), 50)
+
+    def predict(path: str) -> bytes:
+        with Image.open(path) as opened:
+            return opened.tobytes()
+
+    names = {
+        "NamedTemporaryFile": NamedTemporaryFile,
+        "item": SimpleNamespace(image=picture),
+        "self": SimpleNamespace(library=SimpleNamespace(predict=predict)),
+    }
+    exec(block, names)  # noqa: S102 -- the page's own code
+    assert names["found"] == picture.tobytes()
 
 
 def test_code_that_is_no_test_is_annotated(project: Path) -> None:
