@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import socket
-import sys
 from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
@@ -133,4 +132,6 @@ def serve(app: ASGIApp, worker: Worker) -> NoReturn:
         server = DrainingServer(app, worker)
         # asyncio would have "::" take IPv6 alone.
         server.run([server.config.bind_socket()] if ":" in settings.host else None)
-    sys.exit(1 if worker.failed else 0)
+    if worker.running:  # native code may abort an interpreter that ends beneath it, or hold it up
+        os._exit(int(worker.failed))
+    raise SystemExit(int(worker.failed))

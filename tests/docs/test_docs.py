@@ -51,6 +51,16 @@ def rendered_tests(tmp_path_factory: pytest.TempPathFactory) -> str:
     return "".join(texts)
 
 
+def test_agents_names_what_was_not_chosen(tmp_path: Path) -> None:
+    """A service's AGENTS.md names the requirements that it need not keep, and no others."""
+    everything = {"model_type": "custom", "auth": "jwt", "contracts": list(CONTRACTS)}
+    for answers, left_out in (({}, list(range(62, 67))), (everything, [])):
+        project = render(tmp_path / str(len(answers)), answers)
+        text = (project / "AGENTS.md").read_text(encoding="utf-8")
+        holds = text.partition("## Requirements that hold")[2]
+        assert [int(number) for number in re.findall(r"MS-(\d+)", holds)] == left_out
+
+
 def test_prompts_are_written_anew() -> None:
     """reference/prompts.md is what copier.yml gives; it names every question and choice."""
     text = docs_prompts.PAGE.read_text(encoding="utf-8")

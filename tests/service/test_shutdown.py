@@ -16,8 +16,9 @@ import pytest
 
 from tests.support.live import Live, live, wait_for
 from tests.support.proxies import haproxy, small_proxy
+from tests.support.rendering import render
 from tests.support.slow_service import ask, calls, document, slow_service, started
-from tests.support.updating import python
+from tests.support.updating import change, python
 
 PATIENCE_SECONDS = 30
 wait = partial(wait_for, seconds=PATIENCE_SECONDS)
@@ -90,6 +91,38 @@ def test_hung_call(folder: Path, tmp_path: Path) -> None:
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(PATIENCE_SECONDS) == 0
         assert hung.result().status_code == 504
+
+
+def test_native_call_that_hangs(tmp_path: Path) -> None:
+    """Nor does one in a framework's native code, which the end of the interpreter would abort."""
+    answers = {"model_type": "onnxruntime", "input_kind": "json", "accelerator": "cpu"}
+    service = render(tmp_path / "service", answers)
+    change(
+        service / "inference.py",
+        '        return np.asarray(self.session.run(["logits"]',
+        "        while features[0, 0] < 0:\n"
+        '            self.session.run(["logits"], {"features": features})\n'
+        '        return np.asarray(self.session.run(["logits"]',
+    )
+    env = {"INFER_TIMEOUT_SECONDS": "1"}
+    with live(service, python("onnxruntime"), tmp_path / "log", **env) as running:
+        running.ready()
+        assert ask(running.url, 600.0).status_code == 504
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(PATIENCE_SECONDS) == 0, running.log
+
+
+def test_model_in_use_is_not_closed(tmp_path: Path) -> None:
+    """`close` is called at the end, unless a call past its deadline still uses the model."""
+    service = slow_service(tmp_path / "service")
+    with (service / "inference.py").open("a", encoding="utf-8") as inference:
+        inference.write("\n    def close(self) -> None:\n        print('closed', flush=True)\n")
+    for seconds, status in ((0.0, 200), (600.0, 504)):
+        with started(service, tmp_path / "log", INFER_TIMEOUT_SECONDS="1") as running:
+            assert ask(running.url, seconds).status_code == status
+            running.process.send_signal(signal.SIGTERM)
+            assert running.process.wait(PATIENCE_SECONDS) == 0
+            assert ("closed" in running.log) == (status == 200)
 
 
 def test_second_signal(folder: Path, tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ MUTANTS = [
         ),
     ),
     mutant(
-        21, "failed-load-is-success", (SERVER, "sys.exit(1 if worker.failed else 0)", "sys.exit(0)")
+        21, "failed-load-is-success", (SERVER, "SystemExit(int(worker.failed))", "SystemExit(0)")
     ),
     mutant(
         21,
@@ -490,6 +490,17 @@ MUTANTS = [
         "goes-on-for-nobody",
         (STREAMING, "                if call.future.done():\n                    break\n", ""),
         **STREAMS,
+    ),
+    mutant(
+        61,
+        "parts-of-another-kind",
+        (
+            INFERENCE,
+            "    def predict(",
+            "    def stream(self, item):\n        yield item.params\n\n    def predict(",
+        ),
+        input_kind="json",
+        features=["streaming"],
     ),
     mutant(61, "no-end", (STREAMING, '            yield event("{}", "end")\n', ""), **STREAMS),
     mutant(
