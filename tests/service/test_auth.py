@@ -173,6 +173,7 @@ def policed(by_key: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """Return that service, live, and the policy decision point that it asks."""
     log = tmp_path_factory.mktemp("policed") / "log"
     env = {"API_KEYS": f"another-key-of-theirs,{KEY}", "PDP_TIMEOUT_SECONDS": "1"}
+    env["ROOT_PATH"] = "/models/next"
     with site() as policy, live(by_key, python(), log, PDP_URL=policy.url, **env) as service:
         policy.answer = say({"result": True})
         service.ready()
@@ -250,10 +251,13 @@ def test_connection_after_a_refusal(policed: tuple[Live, Site]) -> None:
 def test_what_a_policy_is_told(policed: tuple[Live, Site]) -> None:
     """A policy hears who asks for what, but not the key, which the log does not have either."""
     service, policy = policed
-    assert ask(service, KEY).json() == {"next": 5.0}
     subject = hashlib.sha256(KEY.encode()).hexdigest()[:12]
     question = {"subject": subject, "method": "POST", "path": "/infer", "claims": {}}
-    assert json.loads(policy.asked[-1]) == {"input": question}
+    for path in ("/infer", "/models/next/infer"):
+        answer = service.client.post(path, json=VALID, headers={"X-API-Key": KEY})
+        assert answer.json() == {"next": 5.0}
+        assert json.loads(policy.asked.pop()) == {"input": question}
+    assert service.client.get("/docs").status_code == 200  # as every GET, and asks nobody
     before = len(policy.asked)
     assert ask(service, f"{KEY}!").status_code == 401
     assert service.client.get("/health").status_code == 200
@@ -579,7 +583,9 @@ ODD_MEMBERS: dict[str, list[Any]] = {
 @pytest.fixture(scope="module")
 def keys() -> dict[str, dict[str, str]]:
     """Return private RSA keys, by what the tests use them for."""
-    sizes = dict.fromkeys(["good", "twin", "no-id", "no-id-2", "private", "enc", "signs"], 2048)
+    sizes = dict.fromkeys(
+        ["good", "twin", "no-id", "no-id-2", "private", "enc", "signs", "alg"], 2048
+    )
     sizes |= {"short": 1024}
     printed = run([tool("issuer", *ISSUER), "-c", GENERATE], input=json.dumps(sizes))
     found: dict[str, dict[str, str]] = json.loads(printed)
@@ -691,6 +697,7 @@ def test_odd_keys(trusting: tuple[Live, Site], keys: dict[str, dict[str, str]]) 
         public(keys["short"], kid="short"),
         public(keys["enc"], kid="enc", use="enc"),
         public(keys["signs"], kid="signs", key_ops=["sign"]),
+        public(keys["alg"], kid="alg", alg="RS512"),
         public(keys["twin"], kid="good"),
         good | {"key_ops": ["verify"], "use": "sig", "alg": "RS256", "x5c": 50 * [50 * ["a"]]},
         public(keys["no-id"]),
@@ -702,8 +709,11 @@ def test_odd_keys(trusting: tuple[Live, Site], keys: dict[str, dict[str, str]]) 
         *((200, name, {}) for name in ("good", "twin", "no-id", "no-id-2")),
         *((200, name, {"kid": "good"}) for name in ("good", "twin")),
         *((200, name, {"kid": "some"}) for name in ("no-id", "no-id-2")),
-        *((401, name, {"kid": name}) for name in ("private", "short", "enc", "signs", "twin")),
-        *((401, name, {}) for name in ("private", "short", "enc", "signs")),
+        *(
+            (401, name, {"kid": name})
+            for name in ("private", "short", "enc", "signs", "alg", "twin")
+        ),
+        *((401, name, {}) for name in ("private", "short", "enc", "signs", "alg")),
         *((401, name, {"kid": "good"}) for name in ("private", "short", "no-id")),
     ]
     mistakes = [
@@ -725,16 +735,16 @@ def test_odd_sets(trusting: tuple[Live, Site], keys: dict[str, dict[str, str]]) 
     good_token = sign_rsa(keys["good"], kid="good")
     many = [good | {"kid": str(number)} for number in range(9000)]
     issuer.answer = say({"keys": [*many, good]})
-    slowest = 0.0
-    deadline = time.monotonic() + 3  # as long as it takes to fetch them twice
-    while time.monotonic() < deadline:
-        start = time.monotonic()
-        assert service.client.get("/health").status_code == 200
-        slowest = max(slowest, time.monotonic() - start)
-        for kid in ("good", "8999", None):
-            members = {"kid": kid} if kid else {}
-            assert ask(service, sign_rsa(keys["good"], **members)).status_code in {200, 401}
-    assert slowest < 0.5
+    issuer.asked.clear()
+    seconds = []
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(lambda: [ask(service, good_token) for _ in range(300)])
+        while len(issuer.asked) < 5 and not asking.done():
+            start = time.monotonic()
+            assert service.client.get("/health").status_code == 200
+            seconds.append(time.monotonic() - start)
+    assert {answer.status_code for answer in asking.result()} == {200}
+    assert sorted(seconds)[-3] < 0.2  # of five fetches, each of which would hold one up
     assert ask(service, sign_rsa(keys["good"], kid="8999")).status_code == 200
     deep = [b'{"keys": ' + n * b"[" for n in (300, 100_000)]
     deep += [b'{"keys": [' + 50_000 * b'{"a":' + b"1" + 50_000 * b"}" + b"]}"]
