@@ -45,10 +45,14 @@ class Closing:
         self.server = server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, without its body where that is lost."""
+        """Pass the request on, below ROOT_PATH, and without its body where that is lost."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        # Mounted apps need the whole path, as ASGI has it, also where a proxy has cut it.
+        root, path = settings.root_path, scope["path"]
+        path = path if f"{path}/".startswith(f"{root}/") else root + path
+        scope = {**scope, "root_path": root, "path": path}
         loses_body = settings.http_parser == "httptools" and offers_upgrade(scope)
 
         async def reject() -> Message:

@@ -68,6 +68,14 @@ public = {name: key.as_dict(private=False) for name, key in keys.items()}
 print(json.dumps({"tokens": tokens, "keys": public, "pem": keys["old"].as_pem(False).decode()}))
 """
 
+GENERATE = """
+import json, sys
+from joserfc.jwk import RSAKey
+
+made = {name: RSAKey.generate_key(bits) for name, bits in json.load(sys.stdin).items()}
+print(json.dumps({name: key.as_dict(private=True) for name, key in made.items()}))
+"""
+
 
 class Site(ThreadingHTTPServer):
     """A server whose one answer a test can change."""
@@ -165,6 +173,7 @@ def policed(by_key: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """Return that service, live, and the policy decision point that it asks."""
     log = tmp_path_factory.mktemp("policed") / "log"
     env = {"API_KEYS": f"another-key-of-theirs,{KEY}", "PDP_TIMEOUT_SECONDS": "1"}
+    env["ROOT_PATH"] = "/models/next"
     with site() as policy, live(by_key, python(), log, PDP_URL=policy.url, **env) as service:
         policy.answer = say({"result": True})
         service.ready()
@@ -242,10 +251,13 @@ def test_connection_after_a_refusal(policed: tuple[Live, Site]) -> None:
 def test_what_a_policy_is_told(policed: tuple[Live, Site]) -> None:
     """A policy hears who asks for what, but not the key, which the log does not have either."""
     service, policy = policed
-    assert ask(service, KEY).json() == {"next": 5.0}
     subject = hashlib.sha256(KEY.encode()).hexdigest()[:12]
     question = {"subject": subject, "method": "POST", "path": "/infer", "claims": {}}
-    assert json.loads(policy.asked[-1]) == {"input": question}
+    for path in ("/infer", "/models/next/infer"):
+        answer = service.client.post(path, json=VALID, headers={"X-API-Key": KEY})
+        assert answer.json() == {"next": 5.0}
+        assert json.loads(policy.asked.pop()) == {"input": question}
+    assert service.client.get("/docs").status_code == 200  # as every GET, and asks nobody
     before = len(policy.asked)
     assert ask(service, f"{KEY}!").status_code == 401
     assert service.client.get("/health").status_code == 200
@@ -404,10 +416,16 @@ def start(project: Path, env: dict[str, str], *command: str) -> subprocess.Compl
 @pytest.fixture(scope="module")
 def by_token(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a service that asks for a token, and has less patience than others with its issuer."""
-    project = make(tmp_path_factory.mktemp("by-token") / "service", "jwt", features=[])
+    return make_impatient(tmp_path_factory.mktemp("by-token") / "service", retry=0.5, stale=6)
+
+
+def make_impatient(folder: Path, *, retry: float, stale: int) -> Path:
+    """Render a service that asks for a token, and fetches keys as often as this, in seconds."""
+    project = make(folder, "jwt", features=[])
     file = project / "serving" / "auth.py"
     text = file.read_text("utf-8")
-    for name, usual, seconds in (("RETRY", 5, 0.5), ("FRESH", 300, 1), ("STALE", 3600, 6)):
+    changes = (("RETRY", 5, retry), ("FRESH", 300, 2 * retry), ("STALE", 3600, stale))
+    for name, usual, seconds in changes:
         assert f"\n{name}_SECONDS = {usual}\n" in text
         text = text.replace(f"\n{name}_SECONDS = {usual}\n", f"\n{name}_SECONDS = {seconds}\n")
     file.write_text(text, encoding="utf-8")
@@ -535,3 +553,210 @@ def test_claims_for_a_policy(by_token: Path, tmp_path: Path) -> None:
             assert secret not in service.log
     told = json.loads(policy.asked[-1])["input"]
     assert (told["subject"], told["claims"]) == ("somebody", claims)
+
+
+# ---- What no issuer should sign, and sets that it should not publish ----
+
+NOW = int(time.time())
+GOOD: dict[str, Any] = {"aud": AUDIENCE, "sub": "somebody", "exp": NOW + 900}
+# Of a claim that is a time: each is 401, by whatever library.
+NO_TIMES = ["true", "null", '"9999999999"', '"soon"', "NaN", "Infinity", "-Infinity", "1e999"]
+NO_TIMES += ["[]", "[9999999999]", "{}"]
+# Of a token's header: 401.
+ODD_HEADERS: dict[str, list[Any]] = {
+    "alg": ["none", "rs256", 5, None, [], {}, ["RS256"]],
+    "crit": ["unknown", None, {}, [], ["unknown"], ["exp"], ["b64"], [5], [[]]],
+    "kid": ["other", 5, None, True, [], {}, ["good"]],
+}
+# Of a key: it is not used.
+ODD_MEMBERS: dict[str, list[Any]] = {
+    "kty": ["", "rsa", "oct", "EC", "OKP", "new", 5, None, [], {}],
+    "n": ["", "!", "é", 5, None, [], {}],
+    "e": ["", "AA", "Ag", "!", 5, None, [], 400 * "_"],
+    "kid": [5, True, ["good"], {}],
+    "alg": ["", "RS512", "none", 5, [], {}],
+    "use": ["", "enc", 5, [], {}],
+    "key_ops": ["sign", 5, None, {}, [], ["sign"], [5], [[]]],
+}
+
+
+@pytest.fixture(scope="module")
+def keys() -> dict[str, dict[str, str]]:
+    """Return private RSA keys, by what the tests use them for."""
+    sizes = dict.fromkeys(
+        ["good", "twin", "no-id", "no-id-2", "private", "enc", "signs", "alg"], 2048
+    )
+    sizes |= {"short": 1024}
+    printed = run([tool("issuer", *ISSUER), "-c", GENERATE], input=json.dumps(sizes))
+    found: dict[str, dict[str, str]] = json.loads(printed)
+    return found
+
+
+@pytest.fixture(scope="module")
+def trusting(
+    keys: dict[str, dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Live, Site]]:
+    """Return a service whose policy allows all, and the issuer that has its keys."""
+    folder = tmp_path_factory.mktemp("trusting")
+    project = make_impatient(folder / "service", retry=0.1, stale=3600)
+    with site() as issuer, site() as policy:
+        issuer.answer = say({"keys": [public(keys["good"], kid="good")]})
+        policy.answer = say({"result": True})
+        env = {"JWT_JWKS_URL": issuer.url, "PDP_URL": policy.url}
+        with live(project, python(), folder / "log", **env) as service:
+            service.ready()
+            yield service, issuer
+
+
+def public(key: dict[str, str], **members: Any) -> dict[str, Any]:
+    """Return the public half of a key, as a set has it."""
+    return {"kty": "RSA", "n": key["n"], "e": key["e"]} | members
+
+
+def sign_rsa(key: dict[str, str], claims: Any = GOOD, header: Any = None, **members: Any) -> str:
+    """Return a token with an RS256 signature, by hand: no library makes most of these."""
+    signed = f"{encoded(header or {'alg': 'RS256'} | members)}.{encoded(claims)}"
+    digest = bytes.fromhex("3031300d060960864801650304020105000420")  # SHA-256, in PKCS #1
+    digest += hashlib.sha256(signed.encode()).digest()
+    modulus, exponent = (int.from_bytes(decoded(key[name])) for name in "nd")
+    size = len(decoded(key["n"]))
+    padded = b"\0\1" + (size - len(digest) - 3) * b"\xff" + b"\0" + digest
+    return f"{signed}.{encoded(pow(int.from_bytes(padded), exponent, modulus).to_bytes(size))}"
+
+
+def decoded(text: str) -> bytes:
+    """Return the bytes of what stands in a key."""
+    return base64.urlsafe_b64decode(text + "==")
+
+
+def with_claim(name: str, value: str) -> bytes:
+    """Return valid claims but for one, whose JSON is given."""
+    others = {key: claim for key, claim in GOOD.items() if key != name}
+    return f"{json.dumps(others)[:-1]}, {json.dumps(name)}: {value}}}".encode()
+
+
+def test_odd_tokens(trusting: tuple[Live, Site], keys: dict[str, dict[str, str]]) -> None:
+    """A token is taken or 401, whatever the issuer has signed; a policy hears what is JSON."""
+    service, _ = trusting
+    good = keys["good"]
+    times = ("exp", "nbf", "iat")
+    right = [sign_rsa(good), sign_rsa(good, kid="good"), sign_rsa(good, kid="good", typ="at+jwt")]
+    right += [sign_rsa(good, with_claim("exp", value)) for value in (f"{NOW + 900.5}", 300 * "9")]
+    right += [
+        sign_rsa(good, with_claim(name, value))
+        for name in ("nbf", "iat")
+        for value in ("0", "-1", "-1e300", "0.5", f"{NOW}")
+    ]
+    right += [sign_rsa(good, with_claim("more", 100 * "[" + 100 * "]"))]
+    wrong = [sign_rsa(good, with_claim(name, value)) for name in times for value in NO_TIMES]
+    wrong += [sign_rsa(good, with_claim("exp", value)) for value in ("-1", "0", "-1e300", "0.5")]
+    wrong += [sign_rsa(good, with_claim(name, 5000 * "9")) for name in times]
+    wrong += [sign_rsa(good, {"aud": AUDIENCE}), sign_rsa(good, GOOD | {"nbf": 1e300})]
+    for value in ("NaN", "1e999", '{"a": [-Infinity]}', '"\\ud800"', '{"\\udfff": 1}'):
+        wrong.append(sign_rsa(good, with_claim("more", value)))
+    wrong += [sign_rsa(good, with_claim("more", n * "[" + n * "]")) for n in (300, 900, 5000)]
+    wrong += [sign_rsa(good, with_claim("more", n * '{"a":' + "1" + n * "}")) for n in (900, 9000)]
+    for name in ("sub", "aud", "jti"):
+        wrong += [sign_rsa(good, with_claim(name, value)) for value in ("5", "[5]", "{}", "true")]
+    wrong += [sign_rsa(good, with_claim("sub", '"\\ud800"'))]
+    wrong += [sign_rsa(good, text) for text in (b"", b"[]", b"5", b"null", b"{", b"\xff", b'"a"')]
+    for name, values in ODD_HEADERS.items():
+        wrong += [sign_rsa(good, **{"unknown": 1, name: value}) for value in values]
+    wrong += [sign_rsa(good, b64=False), sign_rsa(good, b64=False, crit=["b64"])]
+    deep = b'{"alg": "RS256", "x": ' + 25_000 * b"[" + 25_000 * b"]" + b"}"
+    for header in (b"[]", b"5", b"null", b"{", b"\xff", deep, b"{}", b'{"alg": NaN}'):
+        wrong.append(sign_rsa(good, GOOD, header))
+    wrong += [f"{token}{more}" for token in right[:1] for more in (".", "!", ".a.b", "\xe9")]
+    mistakes = []
+    for status, tokens in ((200, right), (401, wrong)):
+        for token in tokens:
+            headers = {b"Authorization": b"Bearer " + token.encode("latin-1")}
+            answer = service.client.post("/infer", json=VALID, headers=headers)
+            if answer.status_code != status:
+                parts = [decoded(part) for part in token.split(".")[:2]]
+                mistakes.append((answer.status_code, [part[:200] for part in parts]))
+    assert not mistakes
+    assert "Traceback" not in service.log
+
+
+def test_odd_keys(trusting: tuple[Live, Site], keys: dict[str, dict[str, str]]) -> None:
+    """Keys that are none, or not for this, are not used, and take nothing from the others.
+
+    Several may share an id, or have none: a token is valid by any of them.
+    """
+    service, issuer = trusting
+    good = public(keys["good"], kid="good")
+    curves: list[Any] = [{"kty": "EC", "crv": crv, "x": "AA", "y": "AA"} for crv in ("P-256", 5)]
+    curves += [{"kty": "OKP", "crv": "X25519", "x": "AA"}, {"kty": "oct", "k": good["n"]}]
+    found = [None, 5, "text", [], {}, {"kty": "RSA"}, {"kid": "good"}, *curves]
+    for name, values in ODD_MEMBERS.items():  # each with the id of the good one
+        found += [good | {name: value} for value in values]
+    found += [{key: value for key, value in good.items() if key != gone} for gone in ("n", "e")]
+    found += [
+        {**keys["private"], "kid": "private"},
+        public(keys["short"], kid="short"),
+        public(keys["enc"], kid="enc", use="enc"),
+        public(keys["signs"], kid="signs", key_ops=["sign"]),
+        public(keys["alg"], kid="alg", alg="RS512"),
+        public(keys["twin"], kid="good"),
+        good | {"key_ops": ["verify"], "use": "sig", "alg": "RS256", "x5c": 50 * [50 * ["a"]]},
+        public(keys["no-id"]),
+        public(keys["no-id-2"], kid=None, use=None, alg=None),
+    ]
+    issuer.answer = say({"keys": found})
+    wait_for(lambda: ask(service, sign_rsa(keys["twin"], kid="good")).is_success, seconds=20)
+    signed: list[tuple[int, str, dict[str, str]]] = [
+        *((200, name, {}) for name in ("good", "twin", "no-id", "no-id-2")),
+        *((200, name, {"kid": "good"}) for name in ("good", "twin")),
+        *((200, name, {"kid": "some"}) for name in ("no-id", "no-id-2")),
+        *(
+            (401, name, {"kid": name})
+            for name in ("private", "short", "enc", "signs", "alg", "twin")
+        ),
+        *((401, name, {}) for name in ("private", "short", "enc", "signs", "alg")),
+        *((401, name, {"kid": "good"}) for name in ("private", "short", "no-id")),
+    ]
+    mistakes = [
+        (answer.status_code, name, header)
+        for status, name, header in signed
+        if (answer := ask(service, sign_rsa(keys[name], **header))).status_code != status
+    ]
+    assert not mistakes
+    assert "it is a private key" in service.log
+    assert "1024 bits" in service.log
+    assert "Traceback" not in service.log
+    assert keys["private"]["d"] not in service.log
+
+
+def test_odd_sets(trusting: tuple[Live, Site], keys: dict[str, dict[str, str]]) -> None:
+    """What is no set leaves the keys that are known; thousands of keys hold nobody up."""
+    service, issuer = trusting
+    good = public(keys["good"], kid="good")
+    good_token = sign_rsa(keys["good"], kid="good")
+    many = [good | {"kid": str(number)} for number in range(9000)]
+    issuer.answer = say({"keys": [*many, good]})
+    issuer.asked.clear()
+    seconds = []
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(lambda: [ask(service, good_token) for _ in range(300)])
+        while len(issuer.asked) < 5 and not asking.done():
+            start = time.monotonic()
+            assert service.client.get("/health").status_code == 200
+            seconds.append(time.monotonic() - start)
+    assert {answer.status_code for answer in asking.result()} == {200}
+    assert sorted(seconds)[-3] < 0.2  # of five fetches, each of which would hold one up
+    assert ask(service, sign_rsa(keys["good"], kid="8999")).status_code == 200
+    deep = [b'{"keys": ' + n * b"[" for n in (300, 100_000)]
+    deep += [b'{"keys": [' + 50_000 * b'{"a":' + b"1" + 50_000 * b"}" + b"]}"]
+    huge = b'{"keys": [' + 5_000_000 * b" " + b"]}"
+    documents = [b"", b"null", b"5", b"[]", b"{}", b'{"keys": {}}', b'{"keys": "a"}', b"\xff"]
+    for document in [*documents, *deep, huge]:
+        issuer.answer = say(document)
+        issuer.asked.clear()
+        # Not the fetch that may go on now, but the next.
+        wait_for(lambda: ask(service, good_token) and len(issuer.asked) > 1, seconds=20)
+        assert ask(service, good_token).status_code == 200, document[:99]
+    assert "more than 4000000 bytes" in service.log
+    issuer.answer = say({"keys": []})
+    wait_for(lambda: ask(service, sign_rsa(keys["good"])).status_code == 401, seconds=20)
+    assert "Traceback" not in service.log

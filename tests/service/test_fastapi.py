@@ -212,8 +212,8 @@ def doubled(response: httpx.Response) -> int:
 
 def test_dependency_of_the_app(tmp_path: Path) -> None:
     """A dependency of FastAPI(…) guards every route that runs the model, of each contract."""
-    new = "app = FastAPI(\n    dependencies=[Depends(check_key)],\n"
-    with checking_keys(tmp_path, "app = FastAPI(\n", new) as (service, _):
+    new = "app = FastAPIOffline(\n    dependencies=[Depends(check_key)],\n"
+    with checking_keys(tmp_path, "app = FastAPIOffline(\n", new) as (service, _):
         for path, document in ROUTES.items():
             refused = httpx.post(service.url + path, json=document)
             assert refused.status_code == 401, path
@@ -293,7 +293,7 @@ def get_user(request: Request) -> str:
 
 
 '''
-    change(main, "app = FastAPI(\n", user + "app = FastAPI(\n")
+    change(main, "app = FastAPIOffline(\n", user + "app = FastAPIOffline(\n")
     parameters = """(
     request: Request,
     user: Annotated[str, Depends(get_user)],

@@ -3,7 +3,9 @@
 import gzip
 import json
 import math
+import mimetypes
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -11,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 
@@ -74,6 +77,12 @@ class Model:
         yield Output(text=item.params.text)
 '''
 
+ROOT = "/models/echo"
+OWN_FILES = """
+from fastapi.staticfiles import StaticFiles
+app.mount("/own", StaticFiles(directory="own"))
+"""
+
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -82,6 +91,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     features = ["observability", "streaming"]
     folder = tmp_path_factory.mktemp("http") / "service"
     put_model(render(folder, {**answers, "features": features}), MODEL)
+    add_to_main(folder, OWN_FILES)
+    (folder / "own").mkdir()
+    (folder / "own" / "example.txt").write_text("a user's own")
     return folder
 
 
@@ -89,6 +101,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(project: Path) -> Iterator[Live]:
     """Run the service."""
     with live(project, python(), project / "log") as running:
+        running.ready()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def below(project: Path) -> Iterator[Live]:
+    """Run the service below a prefix."""
+    with live(project, python(), project / "log-below", ROOT_PATH=ROOT) as running:
         running.ready()
         yield running
 
@@ -205,17 +225,39 @@ def test_slash_at_the_end(service: Live, path: str) -> None:
         assert answer.json() == {"detail": "Not Found"}
 
 
-def test_root_path(project: Path, tmp_path: Path) -> None:
+def test_root_path(below: Live) -> None:
     """Below a prefix all answers, whether the proxy takes it off or not; the documents know it."""
-    with live(project, python(), tmp_path / "log", ROOT_PATH="/models/echo") as service:
-        client = service.ready()
-        for prefix in ("", "/models/echo"):
-            assert client.get(f"{prefix}/health").status_code == 200
-            assert client.post(f"{prefix}/infer", json={"text": "a"}).json()["text"] == "a"
-            document = client.get(f"{prefix}/openapi.json").json()
-            assert document["servers"] == [{"url": "/models/echo"}]
-            assert "/models/echo/openapi.json" in client.get(f"{prefix}/docs").text
-            assert 'route="/infer"' in client.get(f"{prefix}/metrics").text
+    for prefix in ("", ROOT):
+        assert below.client.get(f"{prefix}/health").status_code == 200
+        assert below.client.post(f"{prefix}/infer", json={"text": "a"}).json()["text"] == "a"
+        document = below.client.get(f"{prefix}/openapi.json").json()
+        assert document["servers"] == [{"url": ROOT}]
+        assert 'route="/infer"' in below.client.get(f"{prefix}/metrics").text
+    for path in (ROOT[:-1], f"{ROOT}s/health", f"{ROOT}{ROOT}/health"):
+        assert below.client.get(path).status_code == 404
+    assert "Warning" not in below.log
+
+
+def test_docs_without_internet(service: Live, below: Live) -> None:
+    """All that /docs loads comes from the service, below its prefix; no other such page is there.
+
+    A user's own files are found there as well, whether the proxy takes the prefix off or not.
+    """
+    for running, root in ((service, ""), (below, ROOT)):
+        for prefix in {"", root}:
+            page = running.client.get(f"{prefix}/docs").raise_for_status().text
+            links = re.findall("""(?:src|href)="(.*?)"|url: '(.*?)'""", page)
+            paths = {urljoin(f"{root}/docs", "".join(link)) for link in links}
+            suffixes = [".css", ".js", ".json", ".png"]
+            assert sorted(Path(path).suffix for path in paths) == suffixes, page
+            for path in paths | {f"{root}/own/example.txt"}:
+                assert path.startswith(f"{root}/"), path
+                answer = running.client.get(prefix + path.removeprefix(root)).raise_for_status()
+                media_type = answer.headers["content-type"].partition(";")[0]
+                assert media_type == mimetypes.guess_type(path)[0]
+                if media_type == "text/css":
+                    assert not re.findall(r"url\(['\"]?(?!['\"]?data:)|@import", answer.text)
+            assert running.client.get(f"{prefix}/redoc").status_code == 404
 
 
 @pytest.mark.parametrize(

@@ -604,6 +604,13 @@ MUTANTS = [
         (AUTH, "algorithms=[ALGORITHM]", "algorithms=[*SECRET_BYTES]"),
         **TOKENS,
     ),
+    mutant(62, "text-for-a-time", (AUTH, "            check_claims(claims)\n", ""), **TOKENS),
+    mutant(
+        62,
+        "message-before-the-key",
+        (GRPC, "[authorizing, tolerant()]", "[tolerant()]"),
+        **KEYS | SPEAKS_GRPC,
+    ),
     mutant(62, "short-secret", (AUTH, "if secret and len(", "if not secret and len("), **TOKENS),
     mutant(63, "any-model", (OIP, "if name != NAME or version", "if version"), **SPEAKS_OIP),
     mutant(63, "no-id", (OIP, "if asked.id is not None:", "if False:"), **SPEAKS_OIP),

@@ -192,6 +192,8 @@ def expected_files(variant: Variant) -> set[str]:
         files.add("k8s.yaml")
     if others["auth"] != "none":
         files |= {"serving/auth.py", "tests/conformance/test_auth.py"}
+        if "oip-grpc" in others["contracts"]:
+            files.add("serving/contracts/oip/grpc_auth.py")
     return files | files_of_contracts(variant)
 
 
