@@ -690,7 +690,7 @@ def test_adapters_that_are_refused(adapting: Live) -> None:
     assert client.delete("/adapters/none").status_code == 400
     for headers in ({ADAPTER: "a"}, {SESSION: "a"}, {}):
         for content, status in (
-            (b"[1]", 400),
+            (b"[1]", 400 if headers else 422),
             (b"{", 400),
             (b"\xff", 400),
             (b"{}", 422),
@@ -740,7 +740,7 @@ def test_parts(adapting: Live) -> None:
     for wish in ("yes", 1, None, [True]):
         wrong = client.post("/invocations", json={"text": "ab", "stream": wish})
         assert (wrong.status_code, wrong.json()["detail"][0]["loc"]) == (422, ["body", "stream"])
-    for content, status in (b'{"stream": true}', 422), (b'["stream"]', 400), (b'{"stream"', 400):
+    for content, status in (b'{"stream": true}', 422), (b'["stream"]', 422), (b'{"stream"', 400):
         assert client.post("/invocations", content=content).status_code == status
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.support.environments import run, tool
 from tests.support.live import live
 from tests.support.openapi import export, validate
-from tests.support.rendering import render
+from tests.support.rendering import commit_all, git, render
 from tests.support.updating import change, put_model, python
 from tests.support.variants import choices, example_of, table
 
@@ -240,21 +240,14 @@ def test_same_bytes(tmp_path: Path) -> None:
 def test_commit_and_tag(tmp_path: Path) -> None:
     """In a git repository metadata.json names the commit, and its tag where it has one."""
     project = make_project(tmp_path / "service", input_kind="json")
-
-    def git(*arguments: str) -> str:
-        names = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
-        return run(["git", *names, "-C", str(project), *arguments]).strip()
-
-    git("init", "--quiet")
-    without_commit = export(project, tmp_path / "documents")["metadata.json"]
-    assert {"commit", "tag"}.isdisjoint(without_commit)
-    git("add", ".")
-    git("commit", "--quiet", "--message", "First")
-    about = export(project, tmp_path / "documents")["metadata.json"]
-    assert (about["commit"], "tag" in about) == (git("rev-parse", "HEAD"), False)
-    git("tag", "1.2.0")
-    about = export(project, tmp_path / "documents")["metadata.json"]
-    assert (about["commit"], about["tag"]) == (git("rev-parse", "HEAD"), "1.2.0")
+    git(project, "init", "--quiet")
+    for tag in None, "1.2.0":
+        about = export(project, tmp_path / "documents")["metadata.json"]
+        assert "tag" not in about
+        commit_all(project, "A change", tag)
+        commit = git(project, "rev-parse", "HEAD").strip()
+        about = export(project, tmp_path / "documents")["metadata.json"]
+        assert (about["commit"], about.get("tag")) == (commit, tag)
 
 
 def test_types_that_differ(tmp_path: Path) -> None:
