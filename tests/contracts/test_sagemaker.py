@@ -1,13 +1,16 @@
 """SageMaker's contract in detail: what AWS's two guides show, limits around scripts, adapters."""
 
+import json
 import os
 import re
 import subprocess
 import tomllib
+from base64 import b64encode, encodebytes, urlsafe_b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -17,6 +20,7 @@ from tests.support.live import Live, free_port, live, wait_for
 from tests.support.rendering import render
 from tests.support.slow_service import ask, calls, document, slow_service, started
 from tests.support.updating import put_model, python
+from tests.support.variants import example_of, table
 
 # The guides' examples, with today's names for what has another one.
 DECORATED = """
@@ -130,12 +134,11 @@ PROCESSORS = """
 import json
 from fastapi import HTTPException
 
-async def pre(request):
+def pre(request):
     if request.url.path == "/invocations" and request.headers.get("x-series"):
-        await request.body()
         request._body = json.dumps({"values": json.loads(request.headers["x-series"])}).encode()
 
-async def post(response):
+def post(response):
     response.headers["x-order"] = "environment"
 
 async def around(request, call_next):
@@ -162,9 +165,10 @@ MODEL = '''"""Speaks by adapters."""
 
 import logging
 import os
+from collections.abc import Iterator
 from threading import current_thread
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from serving import BadInput, Input
 
@@ -174,6 +178,8 @@ logger = logging.getLogger(__name__)
 
 class Params(BaseModel):
     """The request's body."""
+
+    model_config = ConfigDict(extra="forbid")
 
     text: str
     adapter: str | None = None
@@ -218,6 +224,11 @@ class Model:
         """Answer each."""
         return [self._answer(item.params) for item in inputs]
 
+    def stream(self, item: Input[Params]) -> Iterator[Output]:
+        """Answer in as many parts as the text has letters."""
+        for letter in item.params.text:
+            yield Output(said=letter)
+
     def _answer(self, params: Params) -> Output:
         if params.adapter and params.adapter not in self.adapters:
             raise BadInput(f"There is no adapter {params.adapter}.")
@@ -230,9 +241,17 @@ class Model:
     def _thread(self) -> str:
         return f"{os.getpid()}-{current_thread().name}"
 '''
+DISPATCHING = """
+from starlette.middleware.base import BaseHTTPMiddleware
+
+class Throttle(BaseHTTPMiddleware):
+"""
 SERIES = {"values": [1.0, 2.0, 3.0, 4.0]}
 ADAPTER, SESSION = "X-Amzn-SageMaker-Adapter-Identifier", "X-Amzn-SageMaker-Session-Id"
 NEW_SESSION, CLOSED = "X-Amzn-SageMaker-New-Session-Id", "X-Amzn-SageMaker-Closed-Session-Id"
+ROUTES = {f"/{row['endpoint']}" for row in table("input_kinds").values()}
+CASES = Path(__file__).parents[1] / "support" / "cases"
+WARNING = "X-Input-Warning"
 # The oldest that a service takes.
 OLDEST_FASTAPI = "fastapi==0.143.0"
 
@@ -419,7 +438,7 @@ def test_middleware_by_decorators(project: Path, scripts: Path, tmp_path: Path) 
 
 
 def test_middleware_by_environment(project: Path, scripts: Path, tmp_path: Path) -> None:
-    """The environment goes before decorators; a class is taken too, and a part of a pair alone."""
+    """The environment goes before decorators; classes are taken, and functions without async."""
     env = {
         "SAGEMAKER_MODEL_PATH": str(scripts),
         "PYTHONPATH": str(scripts),
@@ -470,8 +489,31 @@ def test_middleware_that_fails(project: Path, scripts: Path, tmp_path: Path) -> 
             {},
             ["custom_sagemaker_invocation_handler", "data, context"],
         ),
+        (
+            "def throttle(request, call_next):\n    return call_next(request)\n",
+            {"CUSTOM_FASTAPI_MIDDLEWARE_THROTTLE": "model:throttle"},
+            ["throttle", "write async def throttle(request, call_next)"],
+        ),
+        (
+            f"{DISPATCHING}    def dispatch(self, request, call_next):\n        return None\n",
+            {"CUSTOM_FASTAPI_MIDDLEWARE_THROTTLE": "model:Throttle"},
+            ["Throttle", "write async def dispatch(self, request, call_next)"],
+        ),
+        (
+            "class Around:\n    def __init__(self, app, calls): ...\n",
+            {"CUSTOM_FASTAPI_MIDDLEWARE_PRE_POST_PROCESS": "model:Around"},
+            ["Around", "__init__"],
+        ),
+        (
+            "async def pre(request, context): ...\n",
+            {"CUSTOM_PRE_PROCESS": "model:pre"},
+            ["The function pre", "one parameter, the request"],
+        ),
     ],
-    ids=["syntax", "import", "function", "route", "file", "script", "signature"],
+    ids=[
+        *("syntax", "import", "function", "route", "file", "script", "signature"),
+        *("function without async", "dispatch without async", "class", "formatter"),
+    ],
 )
 def test_broken_script(
     script: str, env: dict[str, str], words: list[str], project: Path, tmp_path: Path
@@ -607,7 +649,7 @@ def adapting(
 ) -> Iterator[Live]:
     """Start a service whose model takes adapters, and has sessions."""
     folder = tmp_path_factory.mktemp("adapting")
-    project = contract(folder / "service", features=["batching", *request.param])
+    project = contract(folder / "service", features=["batching", "streaming", *request.param])
     put_model(project, MODEL)
     env = {
         "SAGEMAKER_ENABLE_STATEFUL_SESSIONS": "true",
@@ -648,7 +690,7 @@ def test_adapters_that_are_refused(adapting: Live) -> None:
     assert client.delete("/adapters/none").status_code == 400
     for headers in ({ADAPTER: "a"}, {SESSION: "a"}, {}):
         for content, status in (
-            (b"[1]", 400),
+            (b"[1]", 400 if headers else 422),
             (b"{", 400),
             (b"\xff", 400),
             (b"{}", 422),
@@ -681,6 +723,167 @@ def test_sessions(adapting: Live) -> None:
     assert client.post("/invocations", json={"text": "a"}, headers=headers).status_code == 400
     wrong = client.post("/invocations", json={"requestType": "OTHER"})
     assert (wrong.status_code, [*wrong.json()]) == (400, ["detail"])
+
+
+def test_parts(adapting: Live) -> None:
+    """`"stream": true` has the answer in parts; the model does not see that field."""
+    client = adapting.client
+    for content_type in ("application/json", "text/json", "application/json; charset=utf-8", ""):
+        headers = {"Content-Type": content_type} if content_type else {}
+        content = b'{"text": "ab", "stream": true}'
+        response = client.post("/invocations", content=content, headers=headers)
+        assert response.headers["content-type"].startswith("text/event-stream")
+        events = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
+        assert [json.loads(event).get("said") for event in events] == ["a", "b", None]
+    whole = client.post("/invocations", json={"text": "ab", "stream": False})
+    assert whole.json()["said"] == "base: ab"
+    for wish in ("yes", 1, None, [True]):
+        wrong = client.post("/invocations", json={"text": "ab", "stream": wish})
+        assert (wrong.status_code, wrong.json()["detail"][0]["loc"]) == (422, ["body", "stream"])
+    for content, status in (b'{"stream": true}', 422), (b'["stream"]', 422), (b'{"stream"', 400):
+        assert client.post("/invocations", content=content).status_code == status
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["application/jsonlines", "application/x-ndjson", "application/jsonl; charset=utf-8"],
+)
+def test_lines(content_type: str, adapting: Live) -> None:
+    """Each line is a request, whose answer is the same line of the response."""
+    client, headers = adapting.client, {"Content-Type": content_type}
+    texts = ["a", "b\u2028", "c"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    for body in ("\n".join(lines), "\r\n".join(lines) + "\r\n", "\n\n" + "\n \n".join(lines)):
+        response = client.post("/invocations", content=body.encode(), headers=headers)
+        assert response.headers["content-type"] == content_type
+        said = [json.loads(line)["said"] for line in response.text.split("\n")]
+        assert said == [f"base: {text}" for text in texts]
+    many = client.post("/invocations", content=b'{"text": "a"}\n' * 1001, headers=headers)
+    assert (many.status_code, "1000 lines" in many.json()["detail"]) == (413, True)
+    for content, status, place in [
+        (b"", 400, "Empty upload"),
+        (b"\n\n", 400, "Empty upload"),
+        (b'{"text": "a"}\n{', 400, "Line 2: The body is not JSON"),
+        (b'{"text": "a"}\n\n{}', 422, "line 3"),
+        (b'{"text": "a"}\n{"text": "a", "adapter": "none"}', 400, "no adapter none"),
+    ]:
+        wrong = client.post("/invocations", content=content, headers=headers)
+        assert (wrong.status_code, place in wrong.text) == (status, True), wrong.text
+    # They are written into one document, so the library cannot be asked to.
+    for header in ADAPTER, SESSION:
+        refused = client.post("/invocations", content=lines[0], headers=headers | {header: "a"})
+        assert (refused.status_code, "application/json" in refused.text) == (400, True)
+
+
+def test_described(adapting: Live) -> None:
+    """The document has all of each route: bodies, headers, errors, and both forms of answers."""
+    paths = adapting.client.get("/openapi.json").json()["paths"]
+    ping, invocations = paths["/ping"]["get"], paths["/invocations"]["post"]
+    assert set(ping["responses"]) == {"200", "503"}
+    assert set(invocations["responses"]) >= {"200", "400", "413", "415", "422", "500", "503", "504"}
+    answers = invocations["responses"]["200"]["content"]
+    assert answers["application/json"] == {"schema": {"$ref": "#/components/schemas/Output"}}
+    assert answers["text/event-stream"] == {"schema": {"type": "string"}}
+    body = invocations["requestBody"]
+    assert body["required"] is True
+    document, session = body["content"]["application/json"]["schema"]["anyOf"]
+    assert set(document["properties"]) == {"text", "adapter", "session", "stream"}
+    assert session["properties"]["requestType"]["enum"] == ["NEW_SESSION", "CLOSE"]
+    assert [each["name"] for each in invocations["parameters"]] == [ADAPTER, SESSION]
+    load, drop = paths["/adapters"]["post"], paths["/adapters/{adapter_name}"]["delete"]
+    assert load["requestBody"]["content"]["application/json"]["schema"]["required"] == [
+        "name",
+        "src",
+    ]
+    assert [each["name"] for each in drop["parameters"]] == ["adapter_name"]
+    assert all("text/plain" in each["responses"]["200"]["content"] for each in (load, drop))
+
+
+@pytest.fixture(scope="module", params=["image-params", "image-batch", "audio"])
+def media(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Live, str, bytes]]:
+    """Start a service that takes files; return it, its field, and a file for that."""
+    folder = tmp_path_factory.mktemp("media")
+    project = contract(folder / "service", input_kind=request.param, features=[])
+    field = table("input_kinds")[request.param]["field"]
+    with live(project, python(), folder / "log") as service:
+        service.ready()
+        yield service, field, (project / example_of(request.param)).read_bytes()
+
+
+def test_forms_of_base64(media: tuple[Live, str, bytes]) -> None:
+    """Base64 may have line breaks, be url-safe, lack its padding, or be in a data URI."""
+    service, field, file = media
+    client, route = service.client, own_route(service)
+    expected = client.post(route, files={field: file}).raise_for_status().json()
+    plain, safe = b64encode(file).decode(), urlsafe_b64encode(file).decode()
+    texts = [plain, safe, safe.rstrip("="), plain.rstrip("="), f"\n{plain}\n"]
+    texts += [encodebytes(file).decode(), encodebytes(file).decode().replace("\n", "\r\n")]
+    texts += [f"data:image/png;base64,{plain}", f"DATA:;charset=a;BASE64,{safe}"]
+    texts += [f"data:;base64,{quote(plain, safe='')}"]
+    for text in texts:
+        document = {field: [text] if field == "files" else text}
+        for content_type in ("application/json", "text/json"):
+            headers = {"Content-Type": content_type}
+            answer = client.post("/invocations", content=json.dumps(document), headers=headers)
+            assert answer.json() == expected, text[:40]
+    for text in (
+        "AAAAA",
+        "no base64",
+        plain.replace("+", " ", 1) + " A",
+        "AA=A",
+        "data:,AAAA",
+        "é",
+    ):
+        document = {field: [text] if field == "files" else text}
+        wrong = client.post("/invocations", json=document)
+        assert wrong.status_code == 422, text[:40]
+        [error] = wrong.json()["detail"]
+        assert (error["loc"], "base64" in error["msg"]) == (["body", field], True)
+
+
+def test_files_in_lines(media: tuple[Live, str, bytes]) -> None:
+    """A line may have files: each has the answer that it has alone."""
+    service, field, file = media
+    client, headers = service.client, {"Content-Type": "application/jsonlines"}
+    text = b64encode(file).decode()
+    counts = [2, 1] if field == "files" else [1, 1]
+    documents = [{field: [text] * count if field == "files" else text} for count in counts]
+    expected = [client.post("/invocations", json=x).raise_for_status().json() for x in documents]
+    body = "\n".join(map(json.dumps, documents))
+    lines = client.post("/invocations", content=body, headers=headers).text.split("\n")
+    assert [json.loads(line) for line in lines] == expected
+    bad = b64encode(b"no such file").decode()
+    body += "\n" + json.dumps({field: [bad] if field == "files" else bad})
+    refused = client.post("/invocations", content=body, headers=headers)
+    assert (refused.status_code, refused.json()["detail"][:7]) == (400, "Line 3:")
+    if field == "file" and not file.startswith(b"\x89PNG"):  # what is lost of a recording is told
+        cut = (CASES / "audio" / "cut_80.flac").read_bytes()
+        alone = client.post(own_route(service), files={field: cut})
+        body = "\n".join(json.dumps({field: b64encode(x).decode()}) for x in (file, cut))
+        answers = client.post("/invocations", content=body, headers=headers)
+        assert json.loads(answers.text.split("\n")[1]) == alone.json()
+        assert answers.headers[WARNING] == f"line 2: {alone.headers[WARNING]}"
+
+
+def test_files_alone(media: tuple[Live, str, bytes]) -> None:
+    """A file as the whole body may be of the type that SageMaker's own algorithms ask for."""
+    service, field, file = media
+    expected = service.client.post(own_route(service), files={field: file}).json()
+    is_picture = file.startswith(b"\x89PNG")
+    for content_type in ("application/octet-stream", *(["application/x-image"] * is_picture)):
+        headers = {"Content-Type": content_type}
+        answer = service.client.post("/invocations", content=file, headers=headers)
+        assert answer.json() == expected
+    headers = {"Content-Type": "application/x-recordio-protobuf"}
+    assert service.client.post("/invocations", content=file, headers=headers).status_code == 415
+
+
+def own_route(service: Live) -> str:
+    """Return the service's own route for inference."""
+    [route] = ROUTES & set(service.client.get("/openapi.json").json()["paths"])
+    return route
 
 
 def test_state_and_workers(tmp_path: Path) -> None:

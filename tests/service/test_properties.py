@@ -209,10 +209,30 @@ def map_case(_context: HookContext, case: Case[Any]) -> Case[Any]:
     return case
 
 
+def with_raw_body(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a document that has in schemas what the service's own has in words: the raw body."""
+    [operation] = [path["post"] for path in document["paths"].values() if "post" in path]
+    content = operation["requestBody"]["content"]
+    if FORM in content:
+        description = operation["requestBody"]["description"]
+        [types] = re.findall(r"a file alone \((.+?)\)", description)
+        file = {"type": "string", "format": "binary"}
+        content |= {name: {"schema": file} for name in types.split(", ")}
+        fields = content[FORM]["schema"]["properties"].items()
+        operation["parameters"] = [
+            {"name": name, "in": "query", "schema": schema}
+            for name, schema in fields
+            if name not in ("file", "files")
+        ]
+    return document
+
+
 def check(address: str, oracle: Oracle, examples: int) -> None:
     """Send requests made from the service's document, and hold the answers against it."""
     config = CONFIG | {"generation": {**CONFIG["generation"], "max-examples": examples}}
-    api = schemathesis.openapi.from_url(f"{address}/openapi.json", config=Config.from_dict(config))
+    config["base-url"] = address
+    document = with_raw_body(httpx.get(f"{address}/openapi.json").json())
+    api = schemathesis.openapi.from_dict(document, config=Config.from_dict(config))
     api.validate()
     api.hook(map_case)
 

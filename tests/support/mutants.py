@@ -664,7 +664,7 @@ MUTANTS = [
     mutant(
         65,
         "no-json",
-        (SAGEMAKER, '== "application/json"', '== "never"'),
+        (SAGEMAKER, 'not in ("application/json", "text/json")', 'not in ("never",)'),
         **SPEAKS_SAGEMAKER,
     ),
     mutant(
@@ -707,13 +707,13 @@ MUTANTS = [
     mutant(
         66,
         "in-tatters-is-unforeseen",
-        (MODEL_ENGINE, "except ValueError as error:", "except OSError as error:"),
+        (DOCUMENTS, "except ValueError as error:", "except OSError as error:"),
         **SPEAKS_MODEL_ENGINE,
     ),
     mutant(
         66,
         "any-type",
-        (DOCUMENTS, 'if content_type not in ("", "application/json") and', "if False and"),
+        (DOCUMENTS, "if not is_json and", "if False and"),
         **SPEAKS_MODEL_ENGINE,
     ),
     mutant(
@@ -799,11 +799,11 @@ MUTANTS = [
         "kept-for-all-by-predict",
         (
             MODEL_ENGINE,
-            "            document = from_json(await read_json(request))\n",
+            "        return await off_the_loop(self.parse_body, await read_json(request))\n",
             (
-                "            self.kept = from_json(await read_json(request))\n"
-                "            await __import__('asyncio').sleep(0.1)\n"
-                "            document = self.kept\n"
+                "        self.kept = await read_json(request)\n"
+                "        await __import__('asyncio').sleep(0.1)\n"
+                "        return self.parse_body(self.kept)\n"
             ),
         ),
         **SPEAKS_MODEL_ENGINE,
@@ -813,11 +813,11 @@ MUTANTS = [
         "kept-for-all-at-invocations",
         (
             SAGEMAKER,
-            "            return parse_document(service.parse, parse(await request.body()))\n",
+            "await off_the_loop(partial(parse_json, service.parse), await read_json(request))\n",
             (
-                "            service.kept = parse(await request.body())\n"
-                "            await __import__('asyncio').sleep(0.1)\n"
-                "            return parse_document(service.parse, service.kept)\n"
+                "service.kept = await read_json(request)\n"
+                "        await __import__('asyncio').sleep(0.1)\n"
+                "        parsed = parse_json(service.parse, service.kept)\n"
             ),
         ),
         **SPEAKS_SAGEMAKER,

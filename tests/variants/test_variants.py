@@ -102,7 +102,8 @@ CONTRACT_FILES = {
     "oip": OIP,
     "oip-grpc": OIP | GRPC,
     "sagemaker": CONTRACTS
-    | {"serving/contracts/sagemaker.py", "tests/conformance/test_sagemaker.py"},
+    | {"serving/contracts/sagemaker.py", "serving/contracts/json_lines.py"}
+    | {"tests/conformance/test_sagemaker.py"},
     "model-engine": CONTRACTS
     | {"serving/contracts/model_engine.py", "tests/conformance/test_model_engine.py"},
 }
@@ -204,7 +205,7 @@ def files_of_contracts(variant: Variant) -> set[str]:
     is_json = variant.input_kind == "json"
     if is_json and "sagemaker" in contracts:
         files.add("serving/actions.py")
-    if contracts & {"model-engine", *(("oip", "oip-grpc") if is_json else ("sagemaker",))}:
+    if contracts & {"model-engine", "sagemaker", *(("oip", "oip-grpc") if is_json else ())}:
         files.add("serving/contracts/documents.py")
     return files
 
