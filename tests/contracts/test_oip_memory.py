@@ -272,7 +272,12 @@ MESSAGES: dict[str, tuple[list[dict[str, Any]], int, str, str]] = {
         "RESOURCE_EXHAUSTED",
         NUMBERS,
     ),
-    "bytes": ([typed("names", "BYTES", MOST * 2, "bytes_contents")], 1, "RESOURCE_EXHAUSTED", FIELDS),
+    "bytes": (
+        [typed("names", "BYTES", MOST * 2, "bytes_contents")],
+        1,
+        "RESOURCE_EXHAUSTED",
+        FIELDS,
+    ),
     "doubles": ([typed("values", "FP64", MOST, "fp64_contents")], 1, "OK", ""),
     "many inputs": (
         [{"name": "", "datatype": "", "shape": []}],
