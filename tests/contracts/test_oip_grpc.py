@@ -123,7 +123,7 @@ def test_refusals(service: Live) -> None:
     assert infer(message())["code"] == "OK"
     assert infer(message() | {"model_name": "other"})["code"] == "NOT_FOUND"
     unknown = infer(message() | {"model_version": "7"})
-    assert unknown["words"] == "There is no such model: ask for my-model-server, version 1."
+    assert unknown["words"] == "Request for unknown model: there is my-model-server, version 1."
     wrong = infer(message() | {"parameters": {"number": {"string_param": "x"}}, "inputs": []})
     assert wrong["code"] == "INVALID_ARGUMENT"
     assert wrong["words"].startswith("number: Input should be a valid integer")
