@@ -206,7 +206,8 @@ def test_index(service: Live) -> None:
     client = service.client
     assert client.get("/v2/models").json() == {"models": ["simple"]}
     for content in ("", "{}", '{"ready": true}'):
-        answer = client.post("/v2/repository/index", content=content)
+        headers = {"Content-Type": "application/json"}
+        answer = client.post("/v2/repository/index", content=content, headers=headers)
         [found] = answer.raise_for_status().json()
         assert found["state"] == "READY"
     refused(client.post("/v2/repository/index", json={"ready": "soon"}), "ready")
