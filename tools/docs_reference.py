@@ -35,7 +35,7 @@ ADVICE = {
     "Forbidden": ("The policy does not allow the request.", "Ask the operator for access."),
     "UnknownModel": (
         "The Open Inference Protocol was asked for another model or version.",
-        "Ask for the name that `GET /v2/models/NAME` has.",
+        "Ask for a name that `GET /v2/models` has.",
     ),
     "TooSlow": (
         "The body was not complete within `REQUEST_TIMEOUT_SECONDS`; or a stream was not read.",
@@ -187,6 +187,7 @@ def type_of(annotation: ast.expr) -> str:
                 "bool": "`true` or `false`",
                 "str": "text",
                 "Root": "path",
+                "Segment": "name without slashes",
                 "list[str]": "list, separated by commas",
                 "list[Origin]": "origins, separated by commas",
             }

@@ -19,7 +19,16 @@ from schemathesis import Config
 from tests.support.clients import address_of, check, driver
 from tests.support.fuzzing import exchanges
 from tests.support.live import Live, live, wait_for
-from tests.support.open_inference import HEADER, INFER, MODEL, binary, make, started, tensor
+from tests.support.open_inference import (
+    EXTENSIONS,
+    HEADER,
+    INFER,
+    MODEL,
+    binary,
+    make,
+    started,
+    tensor,
+)
 from tests.support.updating import put_model, python
 from tests.support.variants import choices, table
 
@@ -292,7 +301,7 @@ def test_metadata(echo: Live) -> None:
     assert forms["several"] == several
     assert {form["name"] for form in metadata["outputs"]} == {*forms, "special", "uneven"}
     assert echo.client.get(f"{MODEL}/versions/1").json() == metadata
-    assert echo.client.get("/v2/").json()["extensions"] == ["binary_tensor_data"]
+    assert echo.client.get("/v2/").json()["extensions"] == EXTENSIONS
     paths = echo.client.get("/openapi.json").json()["paths"]
     statuses = ["200", "400", "404", "408", "413", "415", "4XX", "500", "503", "504"]
     assert sorted(paths["/v2/models/{name}/infer"]["post"]["responses"]) == statuses
@@ -301,7 +310,7 @@ def test_metadata(echo: Live) -> None:
 def test_fields_and_parameters(echo: Live) -> None:
     """What is no tensor may be a parameter; those of other servers are not in the way."""
     one = tensor("counts", "INT64", [1, 2], [[1, 2]])
-    parameters = {"name": "Ada", "timeout": 5, "priority": 1, "sequence_id": 7}
+    parameters = {"name": "Ada", "timeout": 5, "priority": 1, "sequence_id": 0}
     answer = infer(echo, one, parameters=parameters, id="").json()
     assert (answer["id"], flat_of(answer, "name"), flat_of(answer, "timeout")) == ("", ["Ada"], [5])
     # A batch of one is answered by one.
@@ -336,8 +345,12 @@ BAD_TENSORS: list[tuple[dict[str, Any], str]] = [
     (tensor("nope", "INT64", [1], [1]), "There is no input 'nope'"),
     (tensor("n" * 100_000, "INT64", [1], [1]), "There is no input 'nnn"),
     (tensor("count", "INT64", [2], [1]), "the shape [2] does not fit the 1 elements"),
-    (tensor("count", "INT64", [2], [1, 2]), "send the shape [1], not [2]"),
-    (tensor("counts", "INT64", [2, 1], [1, 2]), "send the shape [-1], not [2, 1]"),
+    (tensor("count", "INT64", [0], []), "send 1 to 10000 rows, not 0"),
+    (tensor("count", "INT64", [1, 2], [1, 2]), "send the shape [1], not [1, 2]"),
+    (tensor("count", "INT64", [10_001], [1] * 10_001), "send 1 to 10000 rows, not 10001"),
+    (tensor("counts", "INT64", [1, 2, 1], [1, 2]), "send the shape [-1], not [1, 2, 1]"),
+    (tensor("counts", "INT64", [0, 3], []), "send 1 to 10000 rows, not 0"),
+    (tensor("matrix", "FP64", [1], [1]), "send the shape [-1, -1], not [1]"),
     (tensor("counts", "INT64", [-1], [1]), "greater than or equal to 0"),
     (tensor("counts", "INT64", [1.5], [1]), "shape.0"),
     (tensor("counts", "INT64", [1] * 33, [1]), "at most 32 items"),
@@ -473,12 +486,12 @@ def test_unknown(echo: Live) -> None:
         f"{MODEL}/versions/2",
         f"{MODEL}/versions/2/ready",
     ):
-        refused(get(path), 404, "ask for my-model-server, version 1")
+        refused(get(path), 404, "unknown model: there is my-model-server, version 1")
     refused(post("/v2/models/x/infer", json=body), 404, "my-model-server")
     refused(post(f"{MODEL}/versions/2/infer", json=body), 404, "my-model-server")
     assert post(f"{MODEL}/versions/1/infer", json=body).status_code == 200
     refused(get(INFER), 405)
-    nowhere = get("/v2/repository/index")
+    nowhere = get("/v2/repository")
     assert (nowhere.status_code, [*nowhere.json()]) == (404, ["detail"])
 
 

@@ -1,5 +1,6 @@
 """The Open Inference Protocol over gRPC, beside what its clients see: its life as a server."""
 
+import base64
 import shutil
 import signal
 import socket
@@ -62,8 +63,9 @@ def message(number: int = 0, orders: str = "") -> dict[str, Any]:
 
 def together(outcome: dict[str, Any]) -> int:
     """Return how many requests shared the model's call."""
-    [found] = [x for x in outcome["message"]["outputs"] if x["name"] == "together"]
-    return int(found["contents"]["int64_contents"][0])
+    message = outcome["message"]
+    place = [x["name"] for x in message["outputs"]].index("together")
+    return int.from_bytes(base64.b64decode(message["raw_output_contents"][place]), "little")
 
 
 def test_ready_with_the_port(project: Path, tmp_path: Path) -> None:
@@ -121,7 +123,7 @@ def test_refusals(service: Live) -> None:
     assert infer(message())["code"] == "OK"
     assert infer(message() | {"model_name": "other"})["code"] == "NOT_FOUND"
     unknown = infer(message() | {"model_version": "7"})
-    assert unknown["words"] == "There is no such model: ask for my-model-server, version 1."
+    assert unknown["words"] == "Request for unknown model: there is my-model-server, version 1."
     wrong = infer(message() | {"parameters": {"number": {"string_param": "x"}}, "inputs": []})
     assert wrong["code"] == "INVALID_ARGUMENT"
     assert wrong["words"].startswith("number: Input should be a valid integer")

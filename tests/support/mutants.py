@@ -45,6 +45,7 @@ BATCHING, ISOLATION = "serving/batching.py", "serving/isolation.py"
 STREAMING, DOCUMENTS = "serving/streaming.py", "serving/contracts/documents.py"
 SAGEMAKER, MODEL_ENGINE = "serving/contracts/sagemaker.py", "serving/contracts/model_engine.py"
 OIP, GRPC = "serving/contracts/oip/routes.py", "serving/contracts/oip/grpc_server.py"
+SIGNATURE = "serving/contracts/oip/signature.py"
 # A model in few lines.
 MODEL = """
 class Model:
@@ -612,10 +613,15 @@ MUTANTS = [
         **KEYS | SPEAKS_GRPC,
     ),
     mutant(62, "short-secret", (AUTH, "if secret and len(", "if not secret and len("), **TOKENS),
-    mutant(63, "any-model", (OIP, "if name != NAME or version", "if version"), **SPEAKS_OIP),
+    mutant(63, "any-model", (SIGNATURE, "if name != NAME or version", "if version"), **SPEAKS_OIP),
     mutant(63, "no-id", (OIP, "if asked.id is not None:", "if False:"), **SPEAKS_OIP),
-    mutant(63, "all-outputs", (OIP, "dict.fromkeys(names or columns)", "columns"), **SPEAKS_OIP),
-    mutant(63, "binary-not-sent", (OIP, "binary[column.name] is True", "False"), **SPEAKS_OIP),
+    mutant(
+        63,
+        "all-outputs",
+        (SIGNATURE, "for name in outputs or columns]", "for name in columns]"),
+        **SPEAKS_OIP,
+    ),
+    mutant(63, "binary-not-sent", (OIP, "in_general) is True", "in_general) is ..."), **SPEAKS_OIP),
     mutant(
         63,
         "errors-of-its-own",
@@ -634,7 +640,20 @@ MUTANTS = [
         (OIP, '        service.worker.check()\n        return {"ready"', '        return {"ready"'),
         **SPEAKS_OIP,
     ),
+    mutant(
+        63,
+        "uncounted",
+        (
+            "serving/contracts/oip/statistics.py",
+            "        self.stats.success.add(time.monotonic_ns() - start)\n",
+            "",
+        ),
+        **SPEAKS_OIP,
+    ),
     mutant(64, "no-id", (GRPC, ", id=work.id", ""), **SPEAKS_GRPC),
+    mutant(
+        64, "no-config", (GRPC, "    async def ModelConfig", "    async def Config"), **SPEAKS_GRPC
+    ),
     mutant(64, "not-found-is-wrong", (GRPC, '    404: "NOT_FOUND",\n', ""), **SPEAKS_GRPC),
     mutant(
         64,
@@ -785,11 +804,11 @@ MUTANTS = [
         "kept-for-all-by-grpc",
         (
             GRPC,
-            "            found = await self.service.worker.run(work.job,",
+            "            found = await statistics.run(self.service.worker, work.job,",
             (
                 "            self.job = work.job\n"
                 "            await __import__('asyncio').sleep(0.1)\n"
-                "            found = await self.service.worker.run(self.job,"
+                "            found = await statistics.run(self.service.worker, self.job,"
             ),
         ),
         **SPEAKS_GRPC,

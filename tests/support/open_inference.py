@@ -14,6 +14,7 @@ from tests.support.updating import python
 MODEL = "/v2/models/my-model-server"
 INFER = f"{MODEL}/infer"
 HEADER = "Inference-Header-Content-Length"
+EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
 
 
 def make(folder: Path, **answers: Any) -> Path:

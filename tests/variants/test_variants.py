@@ -89,7 +89,14 @@ FEATURE_FILES = {
 CONTRACTS = {"serving/contracts/__init__.py"}
 OIP = CONTRACTS | {
     "serving/contracts/oip/__init__.py",
+    "serving/contracts/oip/bodies.py",
+    "serving/contracts/oip/fields.py",
+    "serving/contracts/oip/large.py",
+    "serving/contracts/oip/messages.py",
+    "serving/contracts/oip/metadata.py",
     "serving/contracts/oip/routes.py",
+    "serving/contracts/oip/signature.py",
+    "serving/contracts/oip/statistics.py",
     "serving/contracts/oip/tensors.py",
     "tests/conformance/test_oip.py",
 }

@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.support.environments import run, tool
 from tests.support.live import Live
+from tests.support.open_inference import EXTENSIONS
 from tests.support.updating import answers_of
 from tests.support.variants import example_of, table
 
@@ -250,7 +251,7 @@ def check_triton(service: Live, asked: Question) -> None:
     triton, address = driver("triton"), address_of(service)
     about = triton("about", address, asked.model, grpc=False)
     assert all(about[name] for name in ("live", "ready", "model_ready", "other_ready"))
-    assert about["server"]["extensions"] == ["binary_tensor_data"]
+    assert about["server"]["extensions"] == EXTENSIONS
     assert about["model"]["outputs"] == asked.outputs
     names = [form["name"] for form in asked.outputs]
     for binary, binary_output, there, back in WAYS:
