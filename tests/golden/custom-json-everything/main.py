@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from operator import attrgetter
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi_offline import FastAPIOffline
 
 from inference import EXAMPLE, MODEL_NAME, Model, Output, Params
 from serving.contracts.model_engine import create_router as create_model_engine_router
@@ -20,7 +21,6 @@ from serving.logs import configure_logging
 from serving.observability import TELEMETRY
 from serving.requests import RequestParser
 from serving.service import Service
-from serving.settings import settings
 from serving.streaming import EventStream
 
 configure_logging()
@@ -36,14 +36,14 @@ async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-app = FastAPI(
+app = FastAPIOffline(
+    redoc_url=None,  # unlike /docs, it would load a file from the internet
     title="my-model-server",
     summary="Follows the ML Microservice Spec 1.0.0.",
     description="A machine-learning model behind an HTTP API",
     version="0.1.0",
     generate_unique_id_function=attrgetter("name"),  # the names of a generated client's methods
     lifespan=lifespan,
-    root_path=settings.root_path,
     redirect_slashes=False,  # a redirect would name http, also behind a proxy that speaks TLS
     telemetry=TELEMETRY,
 )
@@ -94,7 +94,7 @@ app.include_router(model_router)
 app.include_router(gpu_router)
 app.include_router(create_oip_router(service))
 app.include_router(create_model_engine_router(service, Output))
-bootstrap(app, service)
+bootstrap(app, service, Output)
 service.install(app)  # last: what it adds is outermost
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from operator import attrgetter
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi_offline import FastAPIOffline
 
 from inference import EXAMPLE, MODEL_NAME, Model, Output, Params
 from serving.errors import RESPONSES
@@ -16,7 +17,6 @@ from serving.logs import configure_logging
 from serving.observability import TELEMETRY
 from serving.requests import RequestParser
 from serving.service import Service
-from serving.settings import settings
 
 configure_logging()
 parse = RequestParser(Params)
@@ -31,14 +31,14 @@ async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-app = FastAPI(
+app = FastAPIOffline(
+    redoc_url=None,  # unlike /docs, it would load a file from the internet
     title="my-model-server",
     summary="Follows the ML Microservice Spec 1.0.0.",
     description="A machine-learning model behind an HTTP API",
     version="0.1.0",
     generate_unique_id_function=attrgetter("name"),  # the names of a generated client's methods
     lifespan=lifespan,
-    root_path=settings.root_path,
     redirect_slashes=False,  # a redirect would name http, also behind a proxy that speaks TLS
     telemetry=TELEMETRY,
 )

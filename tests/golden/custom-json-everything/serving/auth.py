@@ -1,16 +1,19 @@
 """Who may ask: whatever could run the model needs a token, and a policy may have a say."""
 
 import asyncio
+import json
 import logging
 import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Self
 
 import httpx
 import jwt
 from fastapi import FastAPI
+from pydantic_core import from_json, to_json
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.errors import ServiceError, respond
@@ -24,6 +27,8 @@ ALGORITHM = settings.jwt_algorithm or ("RS256" if settings.jwt_jwks_url else "HS
 # The algorithms of a secret, and its least length in bytes: that of the hash.
 SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 PUBLIC = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+# What JWK calls the keys of those that begin like this.
+KEY_TYPES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
 LEEWAY_SECONDS = 5  # by which clocks may differ
 
 # The issuer's keys are fetched again when they are so old, or for a token whose key is not there...
@@ -33,6 +38,8 @@ RETRY_SECONDS = 5
 FETCH_SECONDS = 3
 # How long they are good for while the issuer cannot be reached.
 STALE_SECONDS = 3600
+MAX_SET_BYTES = 4_000_000  # ten thousand keys
+MAX_TRIES = 16  # keys that one token may cost to check: more cannot share an id, or have none
 
 # What a client is told; of any other mistake, no more than that there is one.
 MISTAKES: dict[type[Exception], str] = {
@@ -89,33 +96,34 @@ class KeySet:
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
-        self._keys: dict[str | None, Any] = {}
+        self._keys: dict[str | None, list[Any]] = {}  # by their ids; under None, those without one
         self._fetched = self._tried = float("-inf")
         self._is_known = False  # whether the last attempt to fetch them was successful
         self._fetching: asyncio.Task[None] | None = None
         self._refresh()
 
-    async def find(self, key_id: str | None) -> Any:
-        """Return the key that a token names, or the only one. Raises as `authorize` does."""
+    async def find(self, key_id: str | None) -> list[Any]:
+        """Return the keys that a token with this id may be signed with, in the set's order.
+
+        Raises as `authorize` does.
+        """
         age = time.monotonic() - self._fetched
         if age > STALE_SECONDS:
             self._keys = {}
-        key = self._get(key_id)
-        if key is None or age > FRESH_SECONDS:
+        is_there = key_id in self._keys if key_id else bool(self._keys)
+        if not is_there or age > FRESH_SECONDS:
             self._refresh()
-        if key is None and self._fetching:
+        if not is_there and self._fetching:
             await asyncio.wait([self._fetching])
-            key = self._get(key_id)
-        if key is None and not self._is_known:
+        if key_id:  # a key without an id may have any
+            keys = self._keys.get(key_id) or self._keys.get(None, [])
+        else:
+            keys = list(chain.from_iterable(self._keys.values()))
+        if not keys and not self._is_known:
             raise CannotAuthorize
-        if key is None:
+        if not keys:
             raise Unauthorized("The token's key is not known.")
-        return key
-
-    def _get(self, key_id: str | None) -> Any:
-        if key_id is None and len(self._keys) == 1:
-            return next(iter(self._keys.values()))
-        return self._keys.get(key_id)
+        return keys[:MAX_TRIES]
 
     def _refresh(self) -> None:
         """Begin to fetch the keys, unless that goes on or was tried just now."""
@@ -128,24 +136,64 @@ class KeySet:
         self._is_known = False
         try:
             async with asyncio.timeout(FETCH_SECONDS):
-                response = await self._client.get(settings.jwt_jwks_url, timeout=FETCH_SECONDS)
-            if response.status_code != OK:
-                raise ValueError(f"status {response.status_code}")
-            self._keys = public_keys(response.json())
+                document = await self._download()
+                # Off the event loop, which thousands of keys would stop.
+                self._keys = await asyncio.to_thread(read_keys, document)
         except Exception as error:  # noqa: BLE001 -- whatever stands there in the place of keys
             logger.warning("JWT_JWKS_URL has no keys: %s %s", type(error).__name__, error)
             return
         self._is_known, self._fetched = True, time.monotonic()
 
+    async def _download(self) -> bytes:
+        """Return what is at JWT_JWKS_URL. Raises ValueError for what cannot be a set of keys."""
+        document, url = b"", settings.jwt_jwks_url
+        async with self._client.stream("GET", url, timeout=FETCH_SECONDS) as response:
+            if response.status_code != OK:
+                raise ValueError(f"status {response.status_code}")
+            async for part in response.aiter_bytes():
+                document += part
+                if len(document) > MAX_SET_BYTES:
+                    raise ValueError(f"more than {MAX_SET_BYTES} bytes")
+        return document
 
-def public_keys(document: dict[str, Any]) -> dict[str | None, Any]:
-    """Return the keys of a JWK set that fit the algorithm, by their ids."""
-    keys: dict[str | None, Any] = {}
-    for key in document["keys"]:
-        if key.get("use", "sig") == "sig" and key.get("alg", ALGORITHM) == ALGORITHM:
-            with suppress(jwt.PyJWTError):  # of another kind
-                keys[key.get("kid")] = jwt.PyJWK(key, ALGORITHM).key
+
+def read_keys(document: bytes) -> dict[str | None, list[Any]]:
+    """Return the keys of a JWK set that the algorithm can use, by their ids.
+
+    One that cannot be used takes nothing from the others, also if it has another's id. Raises
+    ValueError and others for what is no set.
+    """
+    keys: dict[str | None, list[Any]] = {}
+    members = json.loads(document)["keys"]
+    if not isinstance(members, list):
+        raise TypeError("its keys are no list")
+    for place, found in enumerate(members):
+        try:
+            if (key := read_key(found)) is not None:
+                keys.setdefault(found.get("kid"), []).append(key)
+        except Exception as error:  # noqa: BLE001 -- whatever stands there in the place of a key
+            text = "Key %d at JWT_JWKS_URL is not used: %s %s"
+            logger.warning(text, place + 1, type(error).__name__, error)
     return keys
+
+
+def read_key(found: dict[str, Any]) -> Any:
+    """Return the public key of a JWK; None for one that is for something else.
+
+    Raises ValueError, TypeError, PyJWTError and others for one that cannot be used.
+    """
+    if found["kty"] != KEY_TYPES[ALGORITHM[:2]] or found.get("alg") not in (None, ALGORITHM):
+        return None
+    if found.get("use") not in (None, "sig") or "verify" not in found.get("key_ops", ["verify"]):
+        return None
+    if not isinstance(found.get("kid"), str | None):
+        raise TypeError("its kid is no text")
+    if "d" in found:
+        raise ValueError("it is a private key: whoever can read it there can sign with it")
+    key = jwt.PyJWK(found, ALGORITHM)
+    if weakness := key.Algorithm.check_key_length(key.key):
+        raise ValueError(weakness)
+    return key.Algorithm.prepare_key(key.key)  # raises for another curve
 
 
 class Tokens:
@@ -161,18 +209,44 @@ class Tokens:
             raise Unauthorized
         try:
             key_id = jwt.get_unverified_header(token).get("kid")
+            keys = await self._keys.find(key_id) if self._keys else [settings.jwt_secret]
+            claims = read_claims(token, keys)
+        except (jwt.PyJWTError, RecursionError) as error:
+            raise Unauthorized(MISTAKES.get(type(error), "The token is not valid.")) from error
+        return Caller(subject=claims.get("sub", ""), claims=claims)
+
+
+def read_claims(token: str, keys: list[Any]) -> dict[str, Any]:
+    """Return a token's claims, if it is valid by any of the keys. Raises PyJWTError."""
+    for key in keys:
+        with suppress(jwt.InvalidSignatureError):
             claims = jwt.decode(
                 token,
-                await self._keys.find(key_id) if self._keys else settings.jwt_secret,
+                key,
                 algorithms=[ALGORITHM],
                 audience=settings.jwt_audience,
                 issuer=settings.jwt_issuer,
                 leeway=LEEWAY_SECONDS,
                 options={"require": ["exp"]},
             )
-        except (jwt.PyJWTError, RecursionError) as error:
-            raise Unauthorized(MISTAKES.get(type(error), "The token is not valid.")) from error
-        return Caller(subject=claims.get("sub", ""), claims=claims)
+            check_claims(claims)
+            return claims
+    raise jwt.InvalidSignatureError
+
+
+def check_claims(claims: dict[str, Any]) -> None:
+    """Raise InvalidTokenError for claims that PyJWT takes and that are none.
+
+    It takes "1", true and null for times. NaN and half a surrogate pair are no JSON, and what is
+    nested too deeply cannot be told to a policy.
+    """
+    times = [claims[name] for name in ("exp", "nbf", "iat") if name in claims]
+    if not all(isinstance(time, int | float) and not isinstance(time, bool) for time in times):
+        raise jwt.InvalidTokenError
+    try:
+        from_json(to_json(claims), allow_inf_nan=False)
+    except ValueError as error:
+        raise jwt.InvalidTokenError from error
 
 
 def check_settings() -> None:
@@ -277,8 +351,9 @@ class Authorize:
             await self.app(scope, receive, send)
             return
         method = scope.get("method", "CONNECT")  # which a web socket does not have
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         try:
-            await self.authorizer.authorize(scope["headers"], method, scope["path"])
+            await self.authorizer.authorize(scope["headers"], method, path)
         except Exception as error:  # noqa: BLE001 -- whatever fails here lets nobody in
             await respond(error, scope)(scope, receive, send)
         else:

@@ -2,11 +2,13 @@
 
 `openapi.json` is what the service serves, OpenAPI 3.1. `openapi-3.0.json` says the same to the many
 generators of clients that know 3.0 only. The same code gives the same bytes, so both can be kept
-in version control, and `metadata.json` beside them says what they belong to.
+in version control. `metadata.json` says what they belong to: the git commit and tag as well
+where there are any.
 """
 
 import hashlib
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -121,21 +123,7 @@ def document_30(document: Mapping[str, Any]) -> dict[str, Any]:
     info["description"] = "\n\n".join(text for text in texts if text)
     dropped = ("webhooks", "jsonSchemaDialect")
     rest = {key: value for key, value in document.items() if key not in dropped}
-    changed: dict[str, Any] = convert(rest, schema_30)
-    for path in changed["paths"].values():
-        for operation in path.values():
-            drop_twins(operation)
-    return {**changed, "openapi": "3.0.3", "info": info}
-
-
-def drop_twins(operation: dict[str, Any]) -> None:
-    """Leave out parameters that the form has too: a client would have an argument for each."""
-    content = operation.get("requestBody", {}).get("content", {})
-    form = content.get("multipart/form-data", {}).get("schema", {}).get("properties", {})
-    if form:
-        parameters = operation.get("parameters", [])
-        others = [x for x in parameters if x["in"] != "query" or x["name"] not in form]
-        operation["parameters"] = others
+    return {**convert(rest, schema_30), "openapi": "3.0.3", "info": info}
 
 
 def convert(node: Any, change: Callable[[Any], Any]) -> Any:
@@ -162,11 +150,23 @@ def as_text(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
+def git(*arguments: str) -> str:
+    """Return what git says of the service's own folder; nothing where it is in no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
 def export(folder: Path) -> None:
     """Write the three files, and say where."""
     document = app.openapi()
     texts = {"openapi.json": as_text(document), "openapi-3.0.json": as_text(document_30(document))}
     about = {key: document["info"][key] for key in ("title", "summary", "version")}
+    commit, tag = git("rev-parse", "HEAD"), git("describe", "--tags", "--exact-match")
+    about |= {key: value for key, value in {"commit": commit, "tag": tag}.items() if value}
     about["sha256"] = {
         name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()
     }

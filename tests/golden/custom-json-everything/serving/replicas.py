@@ -158,4 +158,6 @@ def serve(app: FastAPI, worker: Worker) -> NoReturn:
         serve_alone(app, worker)
     with suppress(KeyboardInterrupt):
         Replicas(app, worker).run()
-    sys.exit(1 if worker.failed else 0)
+    if worker.running:  # as in serving/server.py
+        os._exit(int(worker.failed))
+    sys.exit(int(worker.failed))

@@ -82,7 +82,8 @@ async def read_json(request: Request) -> bytes:
         raise TooLarge
     check_encoding(request)
     content_type = essence(request.headers.get("content-type"))
-    if content_type not in ("", "application/json") and not content_type.endswith("+json"):
+    is_json = content_type in ("", "application/json", "text/json")
+    if not is_json and not content_type.endswith("+json"):
         raise UnsupportedType("Send application/json.")
     if not body:
         raise BadInput("Empty upload.")

@@ -67,8 +67,7 @@ class Service(Generic[ParamsT]):
     async def running(self) -> AsyncIterator[None]:
         """Load the model, and release all at the end.
 
-        Where `serve` is at work, /health answers meanwhile. Whoever else runs the app, such as
-        FastAPI's TestClient, has it when the model is loaded, or the error.
+        Under `serve`, /health answers meanwhile; FastAPI's TestClient waits for the model.
         """
         self.worker.start()
         if not self.worker.is_served:

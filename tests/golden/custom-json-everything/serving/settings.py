@@ -41,6 +41,13 @@ def check_path(path: str) -> str:
     return path
 
 
+def check_segment(name: str) -> str:
+    """Return the name if it can be a part of a path. Raises ValueError."""
+    if not re.fullmatch(r"[^/?#%\s]+", name):
+        raise ValueError("a name without slashes and blanks, such as 'iris'")
+    return name
+
+
 def check_origin(origin: str) -> str:
     """Return the origin if a browser can send it. Raises ValueError, with the right form."""
     if origin in ("*", "null"):
@@ -61,6 +68,7 @@ Device = Annotated[str, AfterValidator(check_device)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Origin = Annotated[str, AfterValidator(check_origin)]
 Root = Annotated[str, AfterValidator(check_path)]
+Segment = Annotated[str, AfterValidator(check_segment)]
 SERVED = sys.argv[1:] == ["serve"]  # with this argument SageMaker runs an image
 
 
@@ -79,6 +87,12 @@ class Settings(BaseSettings):
     """Path that a proxy serves this below, such as `/models/ocr`; /docs has to know."""
     grpc_port: Port = 8081
     """Port to listen on for gRPC."""
+    oip_model_name: Segment = "my-model-server"
+    """What the model is called in the Open Inference Protocol."""
+    oip_model_version: Segment = "1"
+    """Its version there."""
+    oip_server_name: str = "my-model-server"
+    """What the server is called there; some of Triton's clients insist on `triton`."""
     device: Device | None = None
     """Device to use, taken as it stands, such as `cuda:1`; by default the best there is."""
     max_upload_mb: PositiveInt = 20

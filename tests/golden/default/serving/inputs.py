@@ -20,7 +20,8 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL)  # a broken file is no error
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 HEIC = re.compile(rb".{4}ftyp.{0,60}(heic|heix|hevc)", re.DOTALL)
 CONTENT_TYPES = frozenset(f"image/{name.lower()}" for name in FORMATS)
-MEDIA_TYPES = ("image/",)  # whose content is looked at: image/jpg and image/* too
+# Whose content is looked at: image/jpg and image/* too, and what SageMaker calls any picture.
+MEDIA_TYPES = ("image/", "application/x-image")
 
 # What Pillow needs of a PNG. It limits and checks all else as well, such as texts and profiles.
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import socket
-import sys
 from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
@@ -46,10 +45,14 @@ class Closing:
         self.server = server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, without its body where that is lost."""
+        """Pass the request on, below ROOT_PATH, and without its body where that is lost."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        # Mounted apps need the whole path, as ASGI has it, also where a proxy has cut it.
+        root, path = settings.root_path, scope["path"]
+        path = path if f"{path}/".startswith(f"{root}/") else root + path
+        scope = {**scope, "root_path": root, "path": path}
         loses_body = settings.http_parser == "httptools" and offers_upgrade(scope)
 
         async def reject() -> Message:
@@ -133,4 +136,6 @@ def serve(app: ASGIApp, worker: Worker) -> NoReturn:
         server = DrainingServer(app, worker)
         # asyncio would have "::" take IPv6 alone.
         server.run([server.config.bind_socket()] if ":" in settings.host else None)
-    sys.exit(1 if worker.failed else 0)
+    if worker.running:  # native code may abort an interpreter that ends beneath it, or hold it up
+        os._exit(int(worker.failed))
+    raise SystemExit(int(worker.failed))

@@ -158,8 +158,7 @@ class Worker:
 
     def _reject_waiting(self) -> None:
         with self._changed:
-            calls = list(self.waiting)
-            self.waiting.clear()
+            calls, self.waiting = self.waiting, deque()
         for call in calls:
             call.resolve(NotReady("The service is stopping."))
 

@@ -51,15 +51,15 @@ class Service(Generic[ParamsT]):
     async def running(self) -> AsyncIterator[None]:
         """Load the model, and release all at the end.
 
-        Where `serve` is at work, /health answers meanwhile. Whoever else runs the app, such as
-        FastAPI's TestClient, has it when the model is loaded, or the error.
+        Under `serve`, /health answers meanwhile; FastAPI's TestClient waits for the model.
         """
         self.worker.start()
         if not self.worker.is_served:
             await wrap_future(self.worker.loaded)
         yield
         self.worker.stop()
-        self.runner.close()
+        if not self.worker.running:  # a call that is past its deadline still uses the model
+            self.runner.close()
 
     async def answer(
         self, request: Request, parse: Callable[[Request], Awaitable[ParsedRequest[Any]]]

@@ -143,7 +143,10 @@ class RequestParser(Generic[ParamsT]):
         return self.decoder.decode(files, self.params(**fields))
 
     def openapi(self, example: Mapping[str, Any]) -> dict[str, Any]:
-        """Describe the form and the raw body for the OpenAPI document."""
+        """Describe the form for the OpenAPI document, and the raw body in words.
+
+        Generators of clients fail at a body of several content types.
+        """
         binary: dict[str, Any] = {"type": "string", "format": "binary"}
         batch = {"type": "array", "items": binary, "minItems": 1}
         properties = {
@@ -155,26 +158,15 @@ class RequestParser(Generic[ParamsT]):
             "properties": {self.field: batch if self.decoder.several else binary, **properties},
             "required": [self.field, *self.schema.get("required", [])],
         }
-        content = {"multipart/form-data": {"schema": form}}
-        types = sorted({*CONTENT_TYPES, OCTET_STREAM})
-        content |= {name: {"schema": binary} for name in types}
-        query = [
-            {
-                "name": name,
-                "in": "query",
-                "description": "In place of the form's field, as beside a raw body.",
-                "required": False,
-                "schema": properties[name],
-            }
-            for name in properties
-        ]
+        types = ", ".join(sorted({*CONTENT_TYPES, OCTET_STREAM}))
+        body = {
+            "description": f"A form; or a file alone ({types}), with other fields in the query.",
+            "required": True,
+            "content": {"multipart/form-data": {"schema": form}},
+        }
         description = "That not all of the file could be decoded, where that is so."
         header = {"description": description, "schema": {"type": "string"}}
-        return {
-            "requestBody": {"required": True, "content": content},
-            "parameters": query,
-            "responses": {"200": {"headers": {WARNING: header}}},
-        }
+        return {"requestBody": body, "responses": {"200": {"headers": {WARNING: header}}}}
 
     def _is_misspelt(self, name: str) -> bool:
         """Tell whether this is no field's name, and nearly one."""

@@ -4,13 +4,16 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
-from pydantic_core import from_json
 
-from serving.contracts.documents import parse_document
-from serving.errors import RESPONSES, BadInput, Busy, ErrorBody
+from serving.contracts.documents import (
+    describe_document,
+    load_json,
+    off_the_loop,
+    parse_document,
+)
+from serving.errors import RESPONSES, Busy, ErrorBody
 from serving.limits import ModelRoute
 from serving.requests import ParsedRequest, RequestParser, read_json
-from serving.schemas import inline_refs
 from serving.service import Service
 from serving.streaming import EventStream
 
@@ -76,7 +79,7 @@ class DocumentParser:
 
     def __init__(self, parse: RequestParser[Any]) -> None:
         self.parse = parse
-        self.schema = inline_refs(parse.params.model_json_schema())
+        self.schema = describe_document(parse)
         self.wraps = "args" not in self.schema.get("properties", {})
 
     async def __call__(self, request: Request) -> ParsedRequest[Any]:
@@ -84,18 +87,18 @@ class DocumentParser:
 
         Raises, in this order, TooLarge, UnsupportedType, BadInput and RequestValidationError.
         """
-        try:
-            document = from_json(await read_json(request))
-        except ValueError as error:
-            raise BadInput(f"The body is not JSON: {error}") from error
+        return await off_the_loop(self.parse_body, await read_json(request))
+
+    def parse_body(self, body: bytes) -> ParsedRequest[Any]:
+        """Return the request that this JSON makes. Raises BadInput and RequestValidationError."""
+        document = load_json(body)
         if self.wraps and isinstance(document, dict) and "args" in document:
             document = document["args"]
         return parse_document(self.parse, document)
 
     def openapi(self) -> dict[str, Any]:
         """Describe both forms of the body for the OpenAPI document."""
-        plain = self.schema
-        wrapped = {"type": "object", "properties": {"args": plain}, "required": ["args"]}
-        schema = {"anyOf": [plain, wrapped]} if self.wraps else plain
+        wrapped = {"type": "object", "properties": {"args": self.schema}, "required": ["args"]}
+        schema = {"anyOf": [self.schema, wrapped]} if self.wraps else self.schema
         content = {"application/json": {"schema": schema}}
         return {"requestBody": {"required": True, "content": content}}

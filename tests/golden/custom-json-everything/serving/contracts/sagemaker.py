@@ -5,7 +5,6 @@ the environment says. They go inside the service's own middleware: its limits ho
 """
 
 import inspect
-import json
 import logging
 import os
 import sys
@@ -17,15 +16,29 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.actions import Action
-from serving.errors import BadInput, Busy
+from serving.contracts.documents import (
+    describe_document,
+    load_json,
+    off_the_loop,
+    parse_document,
+    parse_json,
+    wrong,
+)
+from serving.contracts.json_lines import answer_lines, is_json_lines
+from serving.errors import RESPONSES, BadInput, Busy
 from serving.isolation import is_model_process
+from serving.requests import ParsedRequest, essence, read_json
 from serving.service import Service
 from serving.settings import settings
+from serving.streaming import EventStream
 
 LIBRARY = "model_hosting_container_standards"
 
@@ -47,7 +60,6 @@ def kept_logging() -> Iterator[None]:
 with kept_logging():
     from model_hosting_container_standards import sagemaker
     from model_hosting_container_standards.common.fastapi.middleware.source import decorator_loader
-    from model_hosting_container_standards.common.fastapi.routing import mount_handlers
     from model_hosting_container_standards.common.handler import handler_registry
     from model_hosting_container_standards.sagemaker.sagemaker_router import (
         get_sagemaker_route_config,
@@ -56,7 +68,27 @@ with kept_logging():
 
 HANDLERS = {"ping": "CUSTOM_FASTAPI_PING_HANDLER", "invoke": "CUSTOM_FASTAPI_INVOCATION_HANDLER"}
 ADAPTER = "X-Amzn-SageMaker-Adapter-Identifier"
+SESSION = "X-Amzn-SageMaker-Session-Id"
 CLOSED_SESSION = "X-Amzn-SageMaker-Closed-Session-Id"
+
+# Parts of the OpenAPI document.
+ASKS_FOR_PARTS = {
+    "stream": {
+        "type": "boolean",
+        "default": False,
+        "description": "Answer in parts, as server-sent events.",
+    }
+}
+OPENS_OR_CLOSES = {
+    "type": "object",
+    "properties": {"requestType": {"type": "string", "enum": ["NEW_SESSION", "CLOSE"]}},
+    "required": ["requestType"],
+}
+LOADS = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "src": {"type": "string"}},
+    "required": ["name", "src"],
+}
 
 Handler = Callable[[Request], Awaitable[Response]]
 Dispatch = Callable[[Request, RequestResponseEndpoint], Awaitable[Response]]
@@ -103,8 +135,11 @@ class Hearing:
         await self.app(scope, hear, send)
 
 
-def bootstrap(app: FastAPI, service: Service[Any]) -> None:
-    """Add the routes and the scripts' middleware; a script that cannot be used ends the start."""
+def bootstrap(app: FastAPI, service: Service[Any], body: type[BaseModel]) -> None:
+    """Add the routes and the scripts' middleware; a script that cannot be used ends the start.
+
+    The service's own /invocations answers with such a body.
+    """
     if is_model_process():  # which serves nothing, and runs no scripts
         return
 
@@ -126,6 +161,7 @@ def bootstrap(app: FastAPI, service: Service[Any]) -> None:
     if sessions or "adapter" in fields:
         tells = hasattr(model, "close_session")
         add_headers(service, ask, sessions=sessions, tells=tells)
+    own = {name: handler_registry.get_handler(name) for name in handler_registry.list_handlers()}
     share_main(app)
     loader = load_script()
     for variable in HANDLERS.values():
@@ -138,8 +174,11 @@ def bootstrap(app: FastAPI, service: Service[Any]) -> None:
     # Innermost, and not by the library's `bootstrap`: that leaves out what cannot be loaded, and
     # makes a 500 of whatever is raised further in.
     app.user_middleware += load_middleware(loader)
-    with blaming("A handler"):
-        mount_handlers(app.router, route_resolver=get_sagemaker_route_config)
+    described = describe(service, body)
+    for name in handler_registry.list_handlers():
+        handler = handler_registry.get_handler(name)
+        with blaming(f"The handler {handler.__name__}"):
+            mount(app, name, handler, described.get(name, {}) if handler is own.get(name) else {})
 
 
 def add_defaults(service: Service[Any]) -> None:
@@ -154,25 +193,111 @@ def add_defaults(service: Service[Any]) -> None:
     async def invocations(request: Request) -> Response:
         """Answer as the service's own route does."""
         service.worker.admit()
-        return await service.answer(request, service.parse)
+        content_type = essence(request.headers.get("content-type"))
+        if is_json_lines(content_type):
+            return await answer_lines(service, request)
+        read = partial(parse_asked, service)
+        parsed, in_parts = await off_the_loop(read, await read_json(request))
+
+        async def parse(_request: Request) -> ParsedRequest[Any]:
+            return parsed
+
+        if in_parts:
+            return await service.stream(request, parse)
+        return await service.answer(request, parse)
 
     handler_registry.set_handler("ping", ping)
     handler_registry.set_handler("invoke", invocations)
 
 
-def parse(body: bytes) -> Any:
-    """Return what the JSON says. Raises BadInput."""
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"The body is not JSON: {error}") from error
+def parse_asked(service: Service[Any], body: bytes) -> tuple[ParsedRequest[Any], bool]:
+    """Return the request that this JSON makes, and whether it wants the answer in parts.
+
+    `"stream": true` asks for them. The model gets to see that where its `Params` has such a field.
+    Raises BadInput, TooLarge and RequestValidationError.
+    """
+    if not service.streams or b'"stream"' not in body:
+        return parse_json(service.parse, body), False
+    document = load_json(body)
+    in_parts = isinstance(document, dict) and document.get("stream", False)
+    if isinstance(document, dict) and not has_stream(service):
+        document.pop("stream", None)
+        if not isinstance(in_parts, bool):
+            raise wrong(("stream",), "Input should be a valid boolean")
+    return parse_document(service.parse, document), in_parts is True
+
+
+def has_stream(service: Service[Any]) -> bool:
+    """Tell whether the model's parameters have a field of this name."""
+    return "stream" in service.parse.params.model_json_schema().get("properties", {})
+
+
+def describe(service: Service[Any], body: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """Return what the OpenAPI document says of the service's own handlers, by their names."""
+    schema = describe_document(service.parse)
+    responses = dict(RESPONSES)
+    if service.streams and schema.get("type") == "object":
+        properties = {**ASKS_FOR_PARTS, **schema.get("properties", {})}
+        schema = {**schema, "properties": properties}
+        events = {EventStream.media_type: {"schema": {"type": "string"}}}
+        responses[200] = {"content": events, "description": "The answer, or its parts as events."}
+    fields = service.parse.params.model_fields
+    if "session" in fields:
+        schema = {"anyOf": [schema, OPENS_OR_CLOSES]}
+    headers = {"adapter": ADAPTER, "session": SESSION}
+    parameters = [
+        {"name": header, "in": "header", "required": False, "schema": {"type": "string"}}
+        for name, header in headers.items()
+        if name in fields
+    ]
+    others = "JSON Lines"
+    invoke = {
+        "response_model": body,
+        "responses": responses,
+        "openapi_extra": {
+            "parameters": parameters,
+            "requestBody": {
+                "description": f"A JSON document; or {others}.",
+                "required": True,
+                "content": {"application/json": {"schema": schema}},
+            },
+        },
+    }
+    errors = {status: RESPONSES[status] for status in (400, 500, 503, 504)}
+    load: dict[str, Any] = {
+        "response_class": PlainTextResponse,
+        "responses": errors,
+        "openapi_extra": {
+            "requestBody": {"required": True, "content": {"application/json": {"schema": LOADS}}}
+        },
+    }
+    return {
+        "ping": {"responses": {503: RESPONSES[503]}},
+        "invoke": invoke,
+        "register_adapter": load,
+        "unregister_adapter": {"response_class": PlainTextResponse, "responses": errors},
+    }
+
+
+def mount(app: FastAPI, name: str, handler: Callable[..., Any], described: dict[str, Any]) -> None:
+    """Add the route of a handler, if it has one: some are called by the library alone."""
+    if route := get_sagemaker_route_config(name):
+        app.add_api_route(
+            route.path,
+            handler,
+            methods=[route.method],
+            name={"invoke": "invocations"}.get(name, name),
+            tags=route.tags,
+            summary=route.summary,
+            **described,
+        )
 
 
 async def check(service: Service[Any], request: Request) -> None:
     """Reject what the library's own code fails at."""
     service.worker.admit()
     body = await request.body()
-    if body and not isinstance(parse(body), dict):
+    if body and not isinstance(load_json(body), dict):
         raise BadInput("The body has to be a JSON object.")
 
 
@@ -214,6 +339,13 @@ def add_headers(service: Service[Any], ask: Ask, *, sessions: bool, tells: bool)
 
     async def invocations(request: Request) -> Response:
         """Answer as the service's own route does; or open or close a session."""
+        service.worker.admit()
+        is_lines = is_json_lines(essence(request.headers.get("content-type")))
+        names_any = ADAPTER in request.headers or SESSION in request.headers
+        if not names_any and (is_lines or b'"requestType"' not in await request.body()):
+            return await plain(request)  # the library would parse the body once more
+        if is_lines:
+            raise BadInput(f"{ADAPTER} and {SESSION} go with application/json.")
         await check(service, request)
         response = await (stateful if sessions else answer)(request)
         closed = response.headers.get(CLOSED_SESSION)
@@ -289,24 +421,64 @@ def load_middleware(loader: Any) -> list[Middleware]:
 
 def as_middleware(found: Any) -> Middleware:
     """Return middleware that is a class, or a function of the request and what comes next."""
-    is_class = inspect.isclass(found)
-    if not is_class:
-        return Middleware(BaseHTTPMiddleware, dispatch=partial(dispatch, found))
-    return Middleware(found)
+    with blaming(f"The middleware {getattr(found, '__qualname__', found)}"):
+        is_class = inspect.isclass(found)
+        if not is_class:
+            check_middleware(found, "request", "call_next")
+            return Middleware(BaseHTTPMiddleware, dispatch=partial(dispatch, found))
+        if not takes(found, "app"):
+            raise BadScript("its __init__ has to take app alone")
+        check_middleware(found.__call__, "self", "scope", "receive", "send")
+        if BaseHTTPMiddleware in found.__mro__:
+            check_middleware(found.dispatch, "self", "request", "call_next")
+        return Middleware(found)
+
+
+def check_middleware(function: Any, *parameters: str) -> None:
+    """Raise BadScript where a function cannot be called with these and awaited."""
+    if not is_async(function) or not takes(function, *parameters):
+        raise BadScript(f"write async def {function.__name__}({', '.join(parameters)})")
+
+
+def is_async(function: Any) -> bool:
+    """Tell whether a function, or an object that can be called, is asynchronous."""
+    inner = inspect.unwrap(function)
+    called = getattr(inner, "__call__", None)  # noqa: B004 -- of an object's class
+    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(called)
+
+
+def takes(function: Any, *parameters: str) -> bool:
+    """Tell whether a function can be called with these."""
+    try:
+        inspect.signature(function).bind(*parameters)
+    except TypeError:
+        return False
+    return True
 
 
 def process(before: Any, after: Any) -> Dispatch | None:
     """Return middleware that changes requests and responses; either function may be missing."""
     if not before and not after:
         return None
+    for function, parameter in (before, "request"), (after, "response"):
+        if function and not takes(function, parameter):
+            with blaming(f"The function {function.__qualname__}"):
+                raise BadScript(f"it has to take one parameter, the {parameter}")
 
     async def call(request: Request, call_next: RequestResponseEndpoint) -> Response:
         if before:
-            request = await before(request) or request
+            request = await ask_script(before, request) or request
         response = await call_next(request)
-        return (await after(response) or response) if after else response
+        return (await ask_script(after, response) or response) if after else response
 
     return call
+
+
+async def ask_script(function: Any, argument: Request | Response) -> Any:
+    """Return what a function of a script does; it need not be asynchronous."""
+    if is_async(function):
+        return await function(argument)
+    return await run_in_threadpool(function, argument)
 
 
 async def dispatch(

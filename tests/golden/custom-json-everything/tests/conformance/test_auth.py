@@ -4,14 +4,15 @@ import json
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
+import grpc
 import jwt
 import pytest
 
 from conformance import spec
-from conformance.plugin import Launcher, Service, connect
+from conformance.plugin import PATIENCE_SECONDS, Launcher, Service, connect
 from conformance.samples import Samples
 from conformance.test_conformance import ask, declare_a_terabyte
 
@@ -96,6 +97,28 @@ def test_ms_62_probes_are_open(stranger: Service) -> None:
     assert stranger.client.get("/ready").status_code == 200
 
 
+def test_ms_62_over_grpc(service: Service) -> None:
+    """Over gRPC it is UNAUTHENTICATED before a message is sent; what runs no model is open."""
+    if service.grpc_port is None:
+        pytest.skip("the port of the deployment's gRPC is not known")
+    is_over = Event()
+
+    def send_nothing() -> Iterator[bytes]:
+        is_over.wait()
+        yield b""
+
+    with grpc.insecure_channel(f"127.0.0.1:{service.grpc_port}") as channel:
+        prefix = "/inference.GRPCInferenceService/"
+        is_live = channel.unary_unary(f"{prefix}ServerLive")
+        is_live(b"", timeout=PATIENCE_SECONDS, wait_for_ready=True)
+        infer = channel.stream_unary(f"{prefix}ModelInfer")
+        for metadata in ((), (("authorization", "Bearer somebody-else"),)):
+            with pytest.raises(grpc.RpcError) as refused:
+                infer(send_nothing(), timeout=PATIENCE_SECONDS, metadata=metadata)
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        is_over.set()
+
+
 SECRET = spec.ENVIRONMENT["JWT_SECRET"]
 
 
@@ -130,7 +153,10 @@ def test_ms_62_token(service: Service, samples: Samples) -> None:
     [
         {"exp": time.time() - 60},
         {"exp": None},
+        {"exp": "9999999999"},
+        {"exp": float("inf")},
         {"nbf": time.time() + 600},
+        {"nbf": True},
         {"aud": "somebody"},
         {"aud": None},
         {"key": "a secret that somebody else has, and that is as long as it has to be"},

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,8 +25,9 @@ from conformance.test_conformance import (
 )
 
 HEADER = "Inference-Header-Content-Length"
-FORMATS = {"BOOL": "?", "INT64": "q", "FP64": "d"}
-JSON = {"content_type": "json"}
+# As `struct` has them; of BF16 there is the upper half of a FP32.
+FORMATS = {"BOOL": "?", "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q", "UINT8": "B"}
+FORMATS |= {"UINT16": "H", "UINT32": "I", "UINT64": "Q", "FP16": "e", "FP32": "f", "FP64": "d"}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def expected(service: Service, metadata: dict[str, Any], samples: Samples) -> di
 
 def describe(service: Service) -> dict[str, Any]:
     """Return what a service tells of its model."""
-    name = service.client.get("/v2").raise_for_status().json()["name"]
+    [name] = service.client.get("/v2/models").raise_for_status().json()["models"]
     found: dict[str, Any] = service.client.get(f"/v2/models/{name}").raise_for_status().json()
     return found
 
@@ -62,15 +64,25 @@ def make_question(metadata: dict[str, Any], samples: Samples) -> dict[str, Any]:
     document = dict(samples.valid["json"])
     inputs = []
     for form in metadata["inputs"]:
-        if document.get(form["name"]) is not None and (tensor := make_tensor(form, document)):
+        value = document.get(field_of(form))
+        if value is not None and (tensor := make_tensor(form, value)):
             inputs.append(tensor)
-            del document[form["name"]]
+            del document[field_of(form)]
     return {"inputs": inputs, "parameters": document}
 
 
-def make_tensor(form: dict[str, Any], document: dict[str, Any]) -> dict[str, Any] | None:
+def field_of(form: dict[str, Any]) -> str:
+    """Return the name that a tensor's field has at the service's own route."""
+    return str(form.get("parameters", {}).get("field", form["name"]))
+
+
+def is_json(form: dict[str, Any]) -> bool:
+    """Tell whether a tensor's elements hold JSON."""
+    return bool(form.get("parameters", {}).get("content_type") == "json")
+
+
+def make_tensor(form: dict[str, Any], value: Any) -> dict[str, Any] | None:
     """Return a field's tensor; None where its lists differ in length."""
-    value = document[form["name"]]
     shape: list[int] = []
     flat: list[Any] = [[value]] if form["shape"] == [1] else [value]
     for _ in form["shape"]:
@@ -79,7 +91,7 @@ def make_tensor(form: dict[str, Any], document: dict[str, Any]) -> dict[str, Any
             return None
         shape += sizes
         flat = list(chain.from_iterable(flat))
-    if form.get("parameters") == JSON:
+    if is_json(form):
         flat = [json.dumps(item) for item in flat]
     return {"name": form["name"], "datatype": form["datatype"], "shape": shape, "data": flat}
 
@@ -90,34 +102,35 @@ def expect(service: Service, metadata: dict[str, Any], samples: Samples) -> dict
     rows = answer["outputs"] if samples.several else [answer]
     values: dict[str, Any] = {}
     for form in metadata["outputs"]:
-        values[form["name"]] = [row[form["name"]] for row in rows]
+        values[form["name"]] = [row[field_of(form)] for row in rows]
         if not samples.field and form["shape"] != [1]:
             [values[form["name"]]] = values[form["name"]]
     return values
 
 
-def nested(shape: list[int], flat: list[Any], *, is_json: bool) -> Any:
+def nested(form: dict[str, Any], flat: list[Any]) -> Any:
     """Return a tensor's elements as lists in lists."""
-    rows = [json.loads(item) for item in flat] if is_json else flat
-    for size in reversed(shape[1:]):
+    rows = [json.loads(item) for item in flat] if is_json(form) else list(map(as_json, flat))
+    for size in reversed(form["shape"][1:]):
         rows = [rows[start : start + size] for start in range(0, len(rows), size or 1)]
     return rows
 
 
+def as_json(element: Any) -> Any:
+    """Return an element as JSON has it, where NaN is null."""
+    return None if isinstance(element, float) and math.isnan(element) else element
+
+
 def outputs_of(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the outputs of an answer in JSON, by their names."""
-    return {
-        tensor["name"]: nested(
-            tensor["shape"],
-            tensor["data"],
-            is_json=tensor.get("parameters", {}).get("content_type") == "json",
-        )
-        for tensor in answer["outputs"]
-    }
+    return {tensor["name"]: nested(tensor, tensor["data"]) for tensor in answer["outputs"]}
 
 
 def pack(tensor: dict[str, Any], *, in_base64: bool) -> bytes:
     """Return a tensor's elements in binary."""
+    if tensor["datatype"] == "BF16":
+        singles = struct.pack(f"<{len(tensor['data'])}f", *tensor["data"])
+        return b"".join(singles[at + 2 : at + 4] for at in range(0, len(singles), 4))
     if tensor["datatype"] != "BYTES":
         return struct.pack(f"<{len(tensor['data'])}{FORMATS[tensor['datatype']]}", *tensor["data"])
     items = [base64.b64decode(x) if in_base64 else x.encode() for x in tensor["data"]]
@@ -126,6 +139,9 @@ def pack(tensor: dict[str, Any], *, in_base64: bool) -> bytes:
 
 def unpack(datatype: str, data: bytes) -> Iterator[Any]:
     """Yield the elements that are there in binary."""
+    if datatype == "BF16":
+        halves = struct.iter_unpack("<H", data)
+        data, datatype = b"".join(struct.pack("<HH", 0, half) for (half,) in halves), "FP32"
     if datatype != "BYTES":
         yield from (item for (item,) in struct.iter_unpack(f"<{FORMATS[datatype]}", data))
         return
@@ -205,7 +221,8 @@ def test_ms_63_refused(
 ) -> None:
     """What cannot be answered is refused in the protocol's own form."""
     url = f"/v2/models/{metadata['name']}/infer"
-    wrong = {"name": metadata["inputs"][0]["name"], "shape": [1], "data": [1]}
+    wrong = {"name": metadata["inputs"][0]["name"], "shape": [2], "data": [1]}
+    datatype = metadata["inputs"][0]["datatype"]
     for status, answer in [
         (404, service.client.get("/v2/models/no-such")),
         (404, service.client.post("/v2/models/no-such/infer", json=question)),
@@ -213,7 +230,7 @@ def test_ms_63_refused(
         (400, service.client.post(url, content=b'{"')),
         (400, service.client.post(url, json={})),
         (400, service.client.post(url, json={"inputs": [wrong | {"datatype": "NUMBER"}]})),
-        (400, service.client.post(url, json={"inputs": [wrong | {"datatype": "BF16"}]})),
+        (400, service.client.post(url, json={"inputs": [wrong | {"datatype": datatype}]})),
         (400, service.client.post(url, content=b"{}", headers={HEADER: "9"})),
         (400, service.client.post(url, content=b"{}", headers={"Content-Encoding": "gzip"})),
     ]:
@@ -230,6 +247,28 @@ def test_ms_63_metadata(service: Service, metadata: dict[str, Any]) -> None:
     assert service.client.get("/v2/health/ready").json() == {"ready": True}
     ready = service.client.get(f"/v2/models/{metadata['name']}/ready")
     assert ready.json() == {"name": metadata["name"], "ready": True}
+
+
+def test_ms_63_asked_by_triton(
+    service: Service, metadata: dict[str, Any], question: dict[str, Any]
+) -> None:
+    """Triton's clients get configuration and statistics of the model, and the index of models."""
+    path = f"/v2/models/{metadata['name']}"
+
+    def count() -> int:
+        [stats] = service.client.get(f"{path}/stats").raise_for_status().json()["model_stats"]
+        return int(stats["inference_stats"]["success"]["count"])
+
+    config = service.client.get(f"{path}/config").raise_for_status().json()
+    assert [x["name"] for x in config["input"]] == [x["name"] for x in metadata["inputs"]]
+    assert [x["dims"] for x in config["output"]] == [x["shape"] for x in metadata["outputs"]]
+    [index] = service.client.post("/v2/repository/index").raise_for_status().json()
+    assert (index["name"], index["state"]) == (metadata["name"], "READY")
+    before = count()
+    service.client.post(f"{path}/infer", json=question).raise_for_status()
+    assert service.process is None or count() > before  # a deployment may have replicas
+    for extension in ("systemsharedmemory/status", "logging"):
+        assert error(service.client.get(f"/v2/{extension}"))
 
 
 def test_ms_63_not_ready(

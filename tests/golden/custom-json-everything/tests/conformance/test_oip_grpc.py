@@ -1,6 +1,5 @@
 """MS-64: the Open Inference Protocol over gRPC, asked of a process that the tests have started."""
 
-import base64
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -22,11 +21,9 @@ from conformance.test_conformance import (
     failing,
     is_alike,
 )
-from conformance.test_oip import describe, expect, make_question, nested
+from conformance.test_oip import describe, expect, make_question, nested, pack, unpack
 
 SERVICE = "inference.GRPCInferenceService"
-FIELDS = {"BOOL": "bool_contents", "INT64": "int64_contents", "FP64": "fp64_contents"}
-FIELDS |= {"BYTES": "bytes_contents"}
 # What an HTTP client shows of itself, it shows over gRPC, too.
 CREDENTIALS = ("authorization", "x-api-key")
 
@@ -94,14 +91,14 @@ def question(metadata: dict[str, Any], samples: Samples) -> dict[str, Any]:
 def make_message(metadata: dict[str, Any], samples: Samples) -> dict[str, Any]:
     """Return the valid request as the fields of a message."""
     found = make_question(metadata, samples)
-    inputs = []
+    inputs, raw = [], []
     for tensor in found["inputs"]:
-        data = tensor.pop("data")
-        if tensor["datatype"] == "BYTES":
-            data = [base64.b64decode(x) if samples.field else x.encode() for x in data]
-        inputs.append(tensor | {"contents": {FIELDS[tensor["datatype"]]: data}})
+        raw.append(pack(tensor, in_base64=bool(samples.field)))
+        del tensor["data"]
+        inputs.append(tensor)
     parameters = {name: {choice(x): x} for name, x in found["parameters"].items() if choice(x)}
-    return {"model_name": metadata["name"], "inputs": inputs, "parameters": parameters}
+    message = {"model_name": metadata["name"], "inputs": inputs, "parameters": parameters}
+    return message | {"raw_input_contents": raw}
 
 
 def choice(value: Any) -> str:
@@ -121,21 +118,25 @@ def test_ms_64_same_answer(
     answer = client.call("ModelInfer", id="of a test", **question)
     assert (answer.model_name, answer.id) == (metadata["name"], "of a test")
     outputs = {}
-    for tensor in answer.outputs:
-        flat = list(getattr(tensor.contents, FIELDS[tensor.datatype]))
-        flat = [item.decode() if tensor.datatype == "BYTES" else item for item in flat]
-        is_json = tensor.parameters["content_type"].string_param == "json"
-        outputs[tensor.name] = nested(list(tensor.shape), flat, is_json=is_json)
+    for tensor, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
+        flat = list(unpack(tensor.datatype, raw))
+        parameters = {name: value.string_param for name, value in tensor.parameters.items()}
+        outputs[tensor.name] = nested({"shape": tensor.shape, "parameters": parameters}, flat)
     assert is_alike(outputs, expect(service, metadata, samples))
 
 
-def test_ms_64_metadata(client: Client, metadata: dict[str, Any]) -> None:
+def test_ms_64_metadata(client: Client, service: Service, metadata: dict[str, Any]) -> None:
     """Server and model describe themselves as they do over HTTP."""
     model = client.call("ModelMetadata", name=metadata["name"])
     for column in ("inputs", "outputs"):
         told = [(x.name, x.datatype, list(x.shape)) for x in getattr(model, column)]
         assert told == [(x["name"], x["datatype"], x["shape"]) for x in metadata[column]]
-    assert client.call("ServerMetadata").name == metadata["name"]
+    assert client.call("ServerMetadata").name == service.client.get("/v2").json()["name"]
+    config = client.call("ModelConfig", name=metadata["name"]).config
+    assert [x.name for x in config.input] == [x["name"] for x in metadata["inputs"]]
+    [stats] = client.call("ModelStatistics").model_stats
+    [index] = client.call("RepositoryIndex").models
+    assert stats.name == index.name == metadata["name"]
     assert client.call("ServerLive").live
     assert client.call("ServerReady").ready
     assert client.call("ModelReady", name=metadata["name"]).ready
@@ -191,8 +192,8 @@ def test_ms_68_over_grpc(numbering: Service, numbering_client: Client, samples: 
     def ask_one(number: int) -> set[int]:
         message = make_message(metadata, replace(samples, valid=samples.numbered(number)))
         answer = numbering_client.call("ModelInfer", **message)
-        [tensor] = [tensor for tensor in answer.outputs if tensor.name == NUMBER]
-        return set(tensor.contents.int64_contents)
+        place = [tensor.name for tensor in answer.outputs].index(NUMBER)
+        return set(unpack("INT64", answer.raw_output_contents[place]))
 
     assert ask_together(numbering, samples, ask_one) == [{number} for number in range(1, 9)]
 

@@ -410,14 +410,19 @@ def test_ms_24_answer_fits_the_schema(service: Service, samples: Samples) -> Non
     """The answer is JSON with the fields that the OpenAPI document promises, or a list."""
     response = ask(service, samples.valid)
     assert response.headers["content-type"] == "application/json"
+    check_fields(service, samples, response.json())
+
+
+def check_fields(service: Service, samples: Samples, answer: Any) -> None:
+    """Assert that an answer has the fields that the OpenAPI document promises, or is a list."""
     document = service.client.get("/openapi.json").json()
     entry = document["paths"][samples.route]["post"]["responses"]["200"]
     name = entry["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
     schema = document["components"]["schemas"][name]
     if "properties" in schema:
-        assert response.json().keys() == schema["properties"].keys()
+        assert answer.keys() == schema["properties"].keys()
     else:
-        assert isinstance(response.json(), list if schema["type"] == "array" else dict)
+        assert isinstance(answer, list if schema["type"] == "array" else dict)
 
 
 def test_ms_25_empty(service: Service, samples: Samples) -> None:
@@ -861,6 +866,13 @@ def test_ms_61_parts(fake_model: Service, samples: Samples, answer: str) -> None
     """Each part is an event like an answer, and the last event says that it is complete."""
     parts = 3 * (len(samples.valid["files"]) if samples.several else 1)
     assert stream(fake_model, samples) == [("", json.loads(answer))] * parts + [("end", {})]
+
+
+def test_ms_61_part_fits_the_schema(service: Service, samples: Samples) -> None:
+    """Each part of the model's own answer has the fields of a whole one."""
+    for name, part in stream(service, samples):
+        if not name:
+            check_fields(service, samples, part)
 
 
 def test_ms_61_as_it_comes(model: Service, samples: Samples) -> None:

@@ -15,18 +15,13 @@ from typing import TYPE_CHECKING, Any, Generic
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 
-from serving.contracts.oip.routes import (
-    EXTENSIONS,
-    MAX_TENSORS,
-    NAME,
-    SERVER_VERSION,
-    VERSION,
-    Route,
-    Signature,
-    TensorMetadata,
-    answers,
-    one_at_a_time,
-)
+from serving.contracts.oip.grpc_auth import Authorize
+from serving.contracts.oip.large import one_at_a_time
+from serving.contracts.oip.messages import MAX_TENSORS, TensorMetadata
+from serving.contracts.oip.metadata import list_models, tell_statistics
+from serving.contracts.oip.routes import EXTENSIONS, SERVER_VERSION, Route
+from serving.contracts.oip.signature import NAME, VERSION, Signature, answers
+from serving.contracts.oip.statistics import statistics
 from serving.contracts.oip.tensors import DATATYPES, Answer, Tensor
 from serving.errors import BadInput, Busy, NotReady, TooLarge, describe
 from serving.inputs import ParamsT
@@ -58,6 +53,10 @@ MORE = 128  # on every byte of a whole number but the last
 NUMBER_BYTES = 4  # of MAX_UPLOAD_MB, for each of these numbers
 
 UNREADABLE = "The message cannot be read."
+ABSENT = (
+    "There is no such extension here: no shared memory, streams, sequences or settings, and no "
+    "loading and unloading of models."
+)
 
 # Which gRPC status says what an HTTP status says.
 CODES = {
@@ -104,15 +103,22 @@ class Unreadable:
 
 
 class Tolerant:
-    """Has the service answer to what is no message; gRPC itself would log a traceback for each."""
+    """Has the service answer to what is no message; gRPC itself would log a traceback for each.
+
+    It answers to calls that are not in open_inference.proto, too, with a sentence.
+    """
+
+    absent: Any  # the handler for these
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: Any
     ) -> Any:
         """Return the handler of a call."""
         handler = await continuation(details)
-        if handler is None or not details.method.startswith(f"/{SERVICE}/"):
+        if not details.method.startswith(f"/{SERVICE}/"):
             return handler
+        if handler is None:
+            return self.absent
         later = Unread if details.method == f"/{SERVICE}/ModelInfer" else read
         return handler._replace(request_deserializer=partial(later, handler.request_deserializer))
 
@@ -210,6 +216,11 @@ class Inference(Generic[ParamsT]):
         await context.abort(self.codes[code], message)
 
     @refusing
+    async def end_call(self, error: Exception, _context: Any) -> Any:
+        """End a call with what `authorize` raised."""
+        raise error
+
+    @refusing
     async def ServerLive(self, _request: Any, _context: Any) -> Any:
         """Liveness, as `GET /health`."""
         return self.messages.ServerLiveResponse(live=True)
@@ -229,7 +240,7 @@ class Inference(Generic[ParamsT]):
     async def ServerMetadata(self, _request: Any, _context: Any) -> Any:
         """Tell what the server can do."""
         return self.messages.ServerMetadataResponse(
-            name=NAME, version=SERVER_VERSION, extensions=EXTENSIONS
+            name=settings.oip_server_name, version=SERVER_VERSION, extensions=EXTENSIONS
         )
 
     @refusing
@@ -251,17 +262,35 @@ class Inference(Generic[ParamsT]):
         )
 
     @refusing
+    async def ModelConfig(self, request: Any, _context: Any) -> Any:
+        """Tell what the model takes and gives, as Triton's configuration does."""
+        self.signature.check(request.name, request.version)
+        config = self.signature.config().model_dump()
+        return self.messages.ModelConfigResponse(config=config)
+
+    @refusing
+    async def ModelStatistics(self, request: Any, _context: Any) -> Any:
+        """Tell how many requests there were, and where their time went; no name is all models."""
+        self.signature.check(request.name or NAME, request.version)
+        return self.messages.ModelStatisticsResponse(**tell_statistics().model_dump())
+
+    @refusing
+    async def RepositoryIndex(self, request: Any, _context: Any) -> Any:
+        """Tell which models are here, and whether they are ready, as Triton does."""
+        models = list_models(self.service, only_ready=request.ready)
+        told = [model.model_dump() for model in models]
+        return self.messages.RepositoryIndexResponse(models=told)
+
+    @refusing
     async def ModelInfer(self, unread: Unread, context: Any) -> Any:
         """Answer, tensors for tensors."""
-        headers = [as_header(*entry) for entry in context.invocation_metadata()]
-        await self.service.authorizer.authorize(headers, "POST", f"/{SERVICE}/ModelInfer")
         self.service.worker.admit()
-        with Share() as share:
+        with statistics.count(), Share() as share:
             size = len(unread.body)
             share.take(size)
             work = await one_at_a_time(size, partial(self._prepare, unread))
             share.take(work.size)
-            found = await self.service.worker.run(work.job, partial(is_gone, context))
+            found = await statistics.run(self.service.worker, work.job, partial(is_gone, context))
         response = self.messages.ModelInferResponse(
             model_name=NAME, model_version=VERSION, id=work.id
         )
@@ -281,10 +310,16 @@ class Inference(Generic[ParamsT]):
         request = unread.read(MAX_UPLOAD_BYTES, self.signature.max_elements)
         self.signature.check(request.model_name, request.model_version)
         tensors = read_tensors(request.inputs, request.raw_input_contents)
-        columns = self.signature.wanted([output.name for output in request.outputs], tensors)
-        question = self.signature.read(tensors, read_parameters(request.parameters))
+        parameters = read_parameters(request.parameters)
+        question = self.signature.read(tensors, parameters)
+        outputs = {output.name: read_parameters(output.parameters) for output in request.outputs}
+        columns = self.signature.wanted(outputs, in_rows=question.rows is not None)
         job = Job(question.decoder(), partial(answers, columns))
-        return Work(job, question.size, request.id, is_raw=bool(request.raw_input_contents))
+        # As Triton does, whatever the request has: only so there is FP16.
+        is_raw = parameters.get("binary_data_output") is not False
+        if not is_raw and (raw := [x.name for x in columns if x.datatype not in CONTENTS]):
+            raise BadInput(f"The output {raw[0]!r} can only be had in raw_output_contents.")
+        return Work(job, question.size, request.id, is_raw=is_raw)
 
 
 @dataclass(frozen=True)
@@ -330,11 +365,6 @@ def read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
         raise BadInput(f"There are {len(parameters)} parameters: send {MAX_TENSORS} at most.")
     chosen = {name: value.WhichOneof("parameter_choice") for name, value in parameters.items()}
     return {name: getattr(parameters[name], kind) for name, kind in chosen.items() if kind}
-
-
-def as_header(name: str, value: str | bytes) -> tuple[bytes, bytes]:
-    """Return an entry of a call's metadata as HTTP has it."""
-    return name.encode(), value.encode() if isinstance(value, str) else value
 
 
 def is_ready(service: "Service[Any]") -> bool:
@@ -401,16 +431,25 @@ async def start(service: "Service[Any]") -> Callable[[], Awaitable[None]] | None
     try:
         protocol = await run_in_threadpool(load)
         codes = {code.name: code for code in protocol.grpc.StatusCode}
-        tolerant = type("TolerantInterceptor", (Tolerant, protocol.grpc.aio.ServerInterceptor), {})
+        base = protocol.grpc.aio.ServerInterceptor
+        inference = Inference(service, protocol.messages, codes)
+
+        async def refuse(_request: Any, context: Any) -> None:
+            await context.abort(codes["UNIMPLEMENTED"], ABSENT)
+
+        absent = protocol.grpc.unary_unary_rpc_method_handler(refuse)
+        tolerant = type("TolerantInterceptor", (Tolerant, base), {"absent": absent})
+        authorize = type("AuthorizeInterceptor", (Authorize, base), {})
+        make_handler = protocol.grpc.stream_unary_rpc_method_handler
+        authorizing = authorize(SERVICE, service.authorizer, inference.end_call, make_handler)
         server = protocol.grpc.aio.server(
-            interceptors=[tolerant()],
+            interceptors=[authorizing, tolerant()],
             options=[
                 ("grpc.max_receive_message_length", MAX_UPLOAD_BYTES + OVERHEAD),
                 ("grpc.so_reuseport", int(settings.workers > 1)),
             ],
             maximum_concurrent_rpcs=settings.max_queue_size + settings.max_batch_size + MORE_CALLS,
         )
-        inference = Inference(service, protocol.messages, codes)
         protocol.services.add_GRPCInferenceServiceServicer_to_server(inference, server)
         # With the methods that the protocol gained later, which say that they are not there.
         complete = type("CompleteHealth", (Health, protocol.health_services.HealthServicer), {})

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol, and the fields of `Params` and `Output` as tensors.
+"""Tensors of the Open Inference Protocol.
 
 A tensor comes as JSON, or in the binary form of the protocol's extension: elements one after the
 other, little-endian, each of BYTES behind its length.
@@ -7,14 +7,12 @@ other, little-endian, each of BYTES behind its length.
 import base64
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal, get_args
 
 import numpy as np
-from fastapi.exceptions import RequestValidationError
-from pydantic_core import from_json, to_json
 
 from serving.errors import BadInput, TooLarge
 
@@ -28,20 +26,11 @@ INTEGERS |= {"INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8"}
 FLOATS = {"FP16": "<f2", "BF16": "<f4", "FP32": "<f4", "FP64": "<f8"}
 DTYPES = {"BOOL": "?"} | INTEGERS | FLOATS
 
-# Of the types of a JSON schema.
-OF_SCHEMA: dict[str, Datatype] = {
-    "boolean": "BOOL",
-    "integer": "INT64",
-    "number": "FP64",
-    "string": "BYTES",
-}
-# Which others are taken for a datatype, and which Python types stand for it in JSON.
-TAKEN = {"INT64": {*INTEGERS}, "FP32": {*FLOATS}, "FP64": {*INTEGERS, *FLOATS}}
+# Which Python types stand for a datatype in JSON.
 IN_JSON: dict[str, set[type]] = {name: {int} for name in INTEGERS}
 IN_JSON |= {name: {int, float} for name in FLOATS} | {"BOOL": {bool}, "BYTES": {str, bytes}}
 
 MAX_SIZE = 2**56
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 LENGTH = struct.Struct("<I")  # before each element of BYTES
 CHUNK = 16 * 1024  # elements of a list that are looked at without a break for other threads
 
@@ -195,11 +184,17 @@ class TensorForm:
     datatype: Datatype
     shape: tuple[int, ...]  # -1 is any size but 0
     content_type: str | None = None  # of BYTES
+    is_required = False  # encoded or decoded, either will do
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What clients are told."""
         return describe(self.name, self.datatype, self.shape, self.content_type)
+
+    @property
+    def taken(self) -> set[str]:
+        """The datatypes that are taken for it."""
+        return {*FLOATS} if self.datatype in FLOATS else {self.datatype}
 
     def check(self, tensor: Tensor) -> list[int]:
         """Return the shape; the first dimension may have been left out. Raises BadInput."""
@@ -210,7 +205,7 @@ class TensorForm:
             size == wanted or (wanted == -1 and size > 0)
             for size, wanted in zip(given, self.shape, strict=True)
         )
-        if not fits or tensor.datatype not in TAKEN.get(self.datatype, {self.datatype}):
+        if not fits or tensor.datatype not in self.taken:
             wanted = f"{self.datatype} {list(self.shape)}, where -1 is any size"
             raise tensor.bad(f"send {wanted}; not {tensor.datatype} {list(tensor.shape)}")
         return given
@@ -236,89 +231,10 @@ class Answer:
         """The elements in binary."""
         if self.datatype == "BYTES":
             return b"".join(LENGTH.pack(len(item)) + item for item in self.flat)
-        return np.array(self.flat, DTYPES[self.datatype]).tobytes()
-
-
-@dataclass(frozen=True)
-class Column:
-    """A field of `Params` or `Output` as a tensor."""
-
-    name: str
-    datatype: Datatype
-    depth: int  # of lists in lists; 0 is a single value, which is a tensor of one element
-    is_json: bool  # neither number, text nor list of these: elements hold JSON
-    in_rows: bool  # whether there is one value for each of several inputs
-    max_items: int | None = None  # of the list
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What clients are told."""
-        shape = [-1] * (self.depth + self.in_rows) or [1]
-        return describe(self.name, self.datatype, shape, "json" if self.is_json else None)
-
-    def is_in_rows(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor has one dimension more than the field needs: that of a batch."""
-        return len(tensor.shape) > max(self.depth, 1)
-
-    def check(self, given: Tensor, most: int) -> Tensor:
-        """Return a tensor compact, as `take` wants it; a value has so many elements at most.
-
-        Raises BadInput, TooLarge and RequestValidationError, before anything large is made.
-        """
-        if given.datatype not in TAKEN.get(self.datatype, {self.datatype}):
-            raise given.bad(f"send {self.datatype}, not {given.datatype}")
-        tensor = given.compact(most)
-        more = len(tensor.shape) - self.depth
-        if more < 0 or set(tensor.shape[:more]) - {1}:
-            raise tensor.bad(f"send the shape {self.metadata['shape']}, not {list(tensor.shape)}")
-        if tensor.datatype == "UINT64" and (tensor.elements() > INT64_MAX).any():
-            raise tensor.bad("an element is beyond what INT64 holds")
-        shape = tensor.shape[more:]
-        if 0 in shape[1:]:  # else a few bytes could stand for any number of empty lists
-            raise tensor.bad("only its first dimension may be 0")
-        if self.max_items is not None and shape[0] > self.max_items:
-            message = f"List should have at most {self.max_items} items after validation"
-            item = {"type": "too_long", "loc": ("body", self.name)}
-            raise RequestValidationError([item | {"msg": f"{message}, not {shape[0]}"}])
-        if math.prod(shape[:-1]) > most // 4:
-            words = f"{math.prod(shape[:-1])} rows are too many, send {most // 4} at most"
-            raise TooLarge(f"Tensor {tensor.name!r}: {words}.")
-        if self.is_json:
-            check_json(tensor.binary or b"", most)
-        return tensor
-
-    def take(self, tensor: Tensor) -> Any:
-        """Return the field's value, as in JSON, from a tensor that `check` has let through.
-
-        Raises BadInput.
-        """
-        value = tensor.elements().reshape(tensor.shape[len(tensor.shape) - self.depth :]).tolist()
-        if self.datatype != "BYTES":
-            return value
-        try:
-            return change(value, from_json if self.is_json else bytes.decode)
-        except ValueError as error:
-            kind = "JSON" if self.is_json else "UTF-8"
-            raise tensor.bad(f"an element is no {kind}: {error}") from error
-
-    def give(self, values: list[Any]) -> Answer:
-        """Return the tensor of the field's values, one for each input. Raises BadInput.
-
-        Rows that differ in length make no tensor: then its elements hold JSON, one for each input.
-        """
-        shape, flat = [1], values
-        if dimensions := self.depth + self.in_rows:
-            try:
-                shape, flat = flatten(values if self.in_rows else values[0], dimensions)
-            except ValueError:
-                return replace(self, datatype="BYTES", depth=0, is_json=True).give(values)
-        if self.datatype == "INT64" and not all(INT64_MIN <= value <= INT64_MAX for value in flat):
-            raise BadInput(f"The tensor {self.name!r} would hold more than INT64 can.")
-        if self.is_json:
-            flat = [to_json(value, inf_nan_mode="null") for value in flat]
-        elif self.datatype == "BYTES":
-            flat = [value.encode() for value in flat]
-        return Answer(self.name, self.datatype, shape, flat, "json" if self.is_json else None)
+        packed = np.array(self.flat, DTYPES[self.datatype])
+        if self.datatype == "BF16":  # the upper half of a float32, rounded
+            packed = ((packed.view("<u4") + 0x8000) >> 16).astype("<u2")
+        return packed.tobytes()
 
 
 def describe(
@@ -329,50 +245,3 @@ def describe(
     if content_type:
         metadata["parameters"] = {"content_type": content_type}
     return metadata
-
-
-def describe_column(
-    name: str, schema: Mapping[str, Any], *, in_rows: bool, may_be_null: bool
-) -> Column:
-    """Return the tensor for a field of this JSON schema; a null is to be left out, or is JSON."""
-    options = [x for x in schema.get("anyOf", [schema]) if x != {"type": "null"}]
-    is_sure = len(options) == 1 and (may_be_null or "anyOf" not in schema)
-    inner = options[0] if is_sure else {}
-    depth = 0
-    # A set may have fewer items than the tensor.
-    max_items = None if inner.get("uniqueItems") else inner.get("maxItems")
-    while inner.get("type") == "array" and isinstance(inner.get("items"), dict):
-        depth += 1
-        inner = inner["items"]
-    if datatype := OF_SCHEMA.get(str(inner.get("type"))):
-        max_items = max_items if depth else None
-        return Column(name, datatype, depth, is_json=False, in_rows=in_rows, max_items=max_items)
-    depth = 0 if in_rows else min(depth, 1)  # lists of objects are seldom of one length
-    return Column(name, "BYTES", depth, is_json=True, in_rows=in_rows)
-
-
-def check_json(text: bytes, most: int) -> None:
-    """Raise TooLarge for JSON of more values than these, or of many lists: those take more."""
-    if text.count(b",") > most or text.count(b"[") + text.count(b"{") > most // 4:
-        words = f"{most} commas and {most // 4} opening brackets"
-        raise TooLarge(f"JSON may have {words} at most; send tensors in binary.")
-
-
-def flatten(value: Any, depth: int) -> tuple[list[int], list[Any]]:
-    """Return the shape and the elements of lists in lists. Raises ValueError if they are uneven."""
-    shape: list[int] = []
-    flat = [value]
-    for _ in range(depth):
-        sizes = {len(row) for row in flat} or {0}
-        if len(sizes) > 1:
-            raise ValueError("uneven")
-        shape += sizes
-        flat = list(chain.from_iterable(flat))
-    return shape, flat
-
-
-def change(value: Any, function: Callable[[Any], Any]) -> Any:
-    """Return lists in lists with each element changed."""
-    if isinstance(value, list):
-        return [change(item, function) for item in value]
-    return function(value)
