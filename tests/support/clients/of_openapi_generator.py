@@ -7,7 +7,7 @@ import inspect
 import json
 import sys
 from base64 import b64decode
-from typing import Any
+from typing import Any, get_args
 
 import openapi_client
 
@@ -28,11 +28,18 @@ def ask(operation: str, url: str, call: dict[str, Any]) -> Any:
         parameters = inspect.signature(method).parameters.items()
         # Behind the path's; all others that can be passed are of the client's own, or optional.
         name, parameter = next(x for x in parameters if x[0] not in arguments)
-        arguments[name] = parameter.annotation.from_dict(body)
+        [kind, *_] = get_args(parameter.annotation) or [parameter.annotation]  # it may be optional
+        arguments[name] = kind.from_dict(body)
     for name, values in call.get("files", {}).items():
         files = [("file", b64decode(value)) for value in values]
         arguments[name] = files if call["several"] else files[0]
-    answer = method(**arguments, **call.get("fields", {}))
+    return plain(method(**arguments, **call.get("fields", {})))
+
+
+def plain(answer: Any) -> Any:
+    """Return an answer as JSON has it."""
+    if isinstance(answer, list):
+        return [plain(item) for item in answer]
     return json.loads(answer.to_json()) if hasattr(answer, "to_json") else answer
 
 

@@ -26,13 +26,19 @@ def ask(module: Any, url: str, call: dict[str, Any]) -> Any:
     if body:
         annotation = inspect.signature(module.sync_detailed).parameters["body"].annotation
         for kind in get_args(annotation) or [annotation]:
-            with suppress(KeyError):  # it is the other form of the body
+            with suppress(AttributeError, KeyError):  # it is the other form of the body, or none
                 arguments["body"] = kind.from_dict(body)
     client = made_client.Client(base_url=url, raise_on_unexpected_status=True)
     response = module.sync_detailed(client=client, **arguments)
     assert response.status_code == 200, response.content
-    parsed = response.parsed
-    return parsed.to_dict() if hasattr(parsed, "to_dict") else parsed
+    return plain(response.parsed)
+
+
+def plain(answer: Any) -> Any:
+    """Return an answer as JSON has it."""
+    if isinstance(answer, list):
+        return [plain(item) for item in answer]
+    return answer.to_dict() if hasattr(answer, "to_dict") else answer
 
 
 if __name__ == "__main__":
