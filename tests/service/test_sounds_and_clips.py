@@ -207,6 +207,18 @@ def test_damaged_recording(audio: Live, name: str) -> None:
                      audio.log[before:])  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["wav", "aiff", "mp3", "low.mp3", "mkv"])
+def test_cut_recording(audio: Live, files: Path, name: str) -> None:
+    """So it is where a file is shorter than it says; a pipe's file says nothing."""
+    content = (files / f"sound.{name}").read_bytes()
+    response = send(audio, content[: len(content) * 8 // 10])
+    assert is_a4(response)
+    assert response.headers[WARNING] == "The recording is cut off: the file says that it is longer."
+    if name == "wav":
+        piped = content[:4] + b"\xff" * 4 + content[8:40] + b"\xff" * 4 + content[44:]
+        assert WARNING not in send(audio, piped).headers
+
+
 def test_documented_check(files: Path, tmp_path: Path) -> None:
     """The check of wrap-a-model.md rejects what is not whole."""
     answers = {"model_type": "custom", "input_kind": "audio", "endpoint": "infer"}
@@ -324,6 +336,7 @@ def test_cut_clip(video: Live, files: Path) -> None:
         response = send(video, content[: len(content) * 9 // 10])
         assert response.status_code == 200, name
         assert 1 < len(response.json()["times"]) < 20, name
+        assert (WARNING in response.headers) == (name != "ts"), name
 
 
 def test_turned_case(video: Live) -> None:

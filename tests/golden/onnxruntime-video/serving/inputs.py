@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from errno import EINVAL
@@ -93,7 +94,7 @@ class Decoder:
             raise
         except Exception as error:  # whatever a broken file makes the decoder raise
             raise BadInput(UNREADABLE) from error
-        return Input(frames, times, params, warn("clip", lost))
+        return Input(frames, times, params, warn("clip", file, lost))
 
     def _take(self, timed: Iterable[tuple[float, "VideoFrame"]]) -> tuple[np.ndarray, np.ndarray]:
         """Return the frames that the model wants, in its size and upright, and their times."""
@@ -210,10 +211,34 @@ def read_packets(
             return
 
 
-def warn(what: str, lost: list[str]) -> str:
+def warn(what: str, file: bytes, lost: list[str]) -> str:
     """Return, and log, that not all of a file could be decoded; "" where all was."""
-    if not lost:
-        return ""
-    warning = f"The {what} is damaged or cut off: {len(lost)} of its parts cannot be decoded."
-    logger.warning("%s The first: %s", warning, lost[0])
+    if lost:
+        warning = f"The {what} is damaged or cut off: {len(lost)} of its parts cannot be decoded."
+        logger.warning("%s The first: %s", warning, lost[0])
+    elif lacks_end(file):
+        warning = f"The {what} is cut off: the file says that it is longer."
+        logger.warning(warning)
+    else:
+        warning = ""
     return warning
+
+
+def lacks_end(file: bytes) -> bool:
+    """Tell whether a file is shorter than it says; not all formats do.
+
+    What was written into a pipe says that it has no size, or the largest that there can be.
+    """
+    if file.startswith(b"OggS"):
+        last = file.rindex(b"OggS")
+        return not file[last + 5 : last + 6] > b"\3"  # the flag of a stream's last page
+    # Of an MP3 its encoder may put the number of frames and of bytes first.
+    counts = re.compile(rb"(?:Xing|Info)\0{3}[\3\7\x0b\x0f].{4}(.{4})", re.DOTALL)
+    end = 0
+    if file.startswith((b"RIFF", b"FORM")):
+        end = 8 + int.from_bytes(file[4:8], "little" if file.startswith(b"R") else "big")
+    elif segment := re.search(rb"\x18\x53\x80\x67\x01(.{7})", file[:100], re.DOTALL):  # Matroska
+        end = segment.end() + int.from_bytes(segment[1])
+    elif file.startswith((b"\xff", b"ID3")) and (head := counts.search(file)):
+        end = head.start() + int.from_bytes(head[1]) - 64  # they begin a bit before
+    return len(file) + 1 < end < 2**31 - 2**16

@@ -4,6 +4,7 @@ import logging
 import re
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import product
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
@@ -114,7 +115,7 @@ def load(file: bytes, name: str, most: int) -> Image.Image:
         if name == "JPEG" and not file.endswith(bytes(16)):  # zeros where nothing was written yet
             data = file.rstrip(b"\xff")
             one, other = (load_intact(data + end, name, most) for end in JPEG_ENDS)
-            if one == other:
+            if one == other and not lacks_scans(data):
                 return one
         raise
 
@@ -145,6 +146,21 @@ def without_extras(png: bytes) -> bytes:
             kept.append(png[start:end])
         start = end
     return b"".join(kept)
+
+
+def lacks_scans(jpeg: bytes) -> bool:
+    """Tell whether a progressive JPEG has not all bits of all coefficients: it is only blurred."""
+    if b"\xff\xc2" not in jpeg:
+        return False
+    start = jpeg.rindex(b"\xff\xc2") + 9
+    missing = set(product(jpeg[start + 1 : start + 1 + 3 * jpeg[start] : 3], range(64)))
+    for scan in re.finditer(b"\xff\xda", jpeg):
+        header = scan.end() + 3
+        end = header + 2 * jpeg[header - 1]
+        first, last, bits = jpeg[end : end + 3]
+        if start < header and bits & 15 == 0:  # the last bit
+            missing -= set(product(jpeg[header:end:2], range(first, last + 1)))
+    return bool(missing)
 
 
 def to_8_bits(image: Image.Image, tags: dict[int, Any]) -> Image.Image:
