@@ -877,12 +877,17 @@ def test_ms_61_part_fits_the_schema(service: Service, samples: Samples) -> None:
 
 def test_ms_61_as_it_comes(model: Service, samples: Samples) -> None:
     """A part is there before the next is made; a client that then leaves stops the model."""
-    touch = "(folder / f'part-{part}').touch(); time.sleep(0.5 * part)"
-    model.predict_does(f"if 'part' in globals(): {touch}")
+    model.predict_does(
+        "if 'part' in globals():\n"
+        "    (folder / f'part-{part}').touch()\n"
+        "    while part and not (folder / 'go').exists(): time.sleep(0.02)"
+    )
     request = for_stream(model, samples, samples.valid)
     with model.client.stream("POST", **request) as response:
         next(response.iter_lines())
         assert not (model.folder / "part-2").exists()
+    time.sleep(1)  # in which the service notices
+    (model.folder / "go").touch()
     ask(model, samples.valid).raise_for_status()
     assert not (model.folder / "part-2").exists()
 

@@ -186,7 +186,7 @@ class Service:
             if time.monotonic() > deadline:
                 log = f":\n{self.log}" if self.home else ""
                 pytest.fail(f"{complaint} in {seconds:g} s{log}")
-            time.sleep(0.02)
+            time.sleep(0.05)
 
 
 class Launcher:
