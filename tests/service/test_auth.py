@@ -558,7 +558,7 @@ def test_claims_for_a_policy(by_token: Path, tmp_path: Path) -> None:
 # ---- What no issuer should sign, and sets that it should not publish ----
 
 NOW = int(time.time())
-GOOD: dict[str, Any] = {"aud": AUDIENCE, "sub": "somebody", "exp": NOW + 900}
+GOOD: dict[str, Any] = {"aud": AUDIENCE, "sub": "somebody", "exp": NOW + 86_400}
 # Of a claim that is a time: each is 401, by whatever library.
 NO_TIMES = ["true", "null", '"9999999999"', '"soon"', "NaN", "Infinity", "-Infinity", "1e999"]
 NO_TIMES += ["[]", "[9999999999]", "{}"]
@@ -641,7 +641,7 @@ def test_odd_tokens(trusting: tuple[Live, Site], keys: dict[str, dict[str, str]]
     good = keys["good"]
     times = ("exp", "nbf", "iat")
     right = [sign_rsa(good), sign_rsa(good, kid="good"), sign_rsa(good, kid="good", typ="at+jwt")]
-    right += [sign_rsa(good, with_claim("exp", value)) for value in (f"{NOW + 900.5}", 300 * "9")]
+    right += [sign_rsa(good, with_claim("exp", value)) for value in (f"{NOW + 86_400.5}", 300 * "9")]
     right += [
         sign_rsa(good, with_claim(name, value))
         for name in ("nbf", "iat")
