@@ -289,7 +289,7 @@ def test_one_line_per_request(start: Start) -> None:
     assert service.log.count("POST /infer 200") == 1
     assert "uvicorn.access" not in service.log
     assert "private" not in service.log
-    assert "/ready" not in service.log
+    assert "/ready 200" not in service.log
 
 
 def test_without_observability(start: Start) -> None:
