@@ -880,14 +880,14 @@ def test_ms_61_as_it_comes(model: Service, samples: Samples) -> None:
     model.predict_does(
         "if 'part' in globals():\n"
         "    (folder / f'part-{part}').touch()\n"
-        "    while part and not (folder / 'go').exists(): time.sleep(0.02)"
+        "    while part and not (folder / 'resume').exists(): time.sleep(0.02)"
     )
     request = for_stream(model, samples, samples.valid)
     with model.client.stream("POST", **request) as response:
         next(response.iter_lines())
         assert not (model.folder / "part-2").exists()
     time.sleep(1)  # in which the service notices
-    (model.folder / "go").touch()
+    (model.folder / "resume").touch()
     ask(model, samples.valid).raise_for_status()
     assert not (model.folder / "part-2").exists()
 
