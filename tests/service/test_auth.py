@@ -641,7 +641,9 @@ def test_odd_tokens(trusting: tuple[Live, Site], keys: dict[str, dict[str, str]]
     good = keys["good"]
     times = ("exp", "nbf", "iat")
     right = [sign_rsa(good), sign_rsa(good, kid="good"), sign_rsa(good, kid="good", typ="at+jwt")]
-    right += [sign_rsa(good, with_claim("exp", value)) for value in (f"{NOW + 86_400.5}", 300 * "9")]
+    right += [
+        sign_rsa(good, with_claim("exp", value)) for value in (f"{NOW + 86_400.5}", 300 * "9")
+    ]
     right += [
         sign_rsa(good, with_claim(name, value))
         for name in ("nbf", "iat")

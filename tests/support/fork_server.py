@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import runpy
+import stat
 import sys
 from contextlib import suppress
 from functools import partial
@@ -62,6 +63,7 @@ def serve(what: str, folder: Path, env: dict[str, str]) -> None:
     log = os.open(folder / "log", os.O_WRONLY | os.O_APPEND)
     for number in (1, 2):
         os.dup2(log, number)
+    drop_sockets()
     sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
     logging.getLogger().handlers.clear()
     own = str(Path.cwd())
@@ -75,6 +77,18 @@ def serve(what: str, folder: Path, env: dict[str, str]) -> None:
     else:
         sys.argv = [f"{own}/{what}"]
         runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def drop_sockets() -> None:
+    """Let go of the connections of the tests' clients: here they would stay open when these leave.
+
+    Their numbers stay taken, as objects that are here as well may close them some time.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for entry in Path("/dev/fd").iterdir():
+        with suppress(OSError):  # that of the listing itself
+            if stat.S_ISSOCK(os.fstat(int(entry.name)).st_mode):
+                os.dup2(nothing, int(entry.name))
 
 
 def run(folder: str, arguments: list[str], env: dict[str, str], output: str, *, forks: bool) -> int:
