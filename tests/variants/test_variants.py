@@ -389,11 +389,13 @@ def test_answers(
 ) -> None:
     """The project's own tests pass: the live service boots unedited and gives known answers.
 
-    At full depth that is its whole suite, conformance included; else the known answers alone. In
-    the first cell of a stack services are started as users start them.
+    At full depth that is its whole suite, conformance included, whose services are started as users
+    start them; else the known answers alone.
     """
     tests = ["tests"] if variant.is_full_depth else ["tests/test_model.py"]
-    result = run_suite(python_of(variant), project, *tests, forks=places[variant] > 0)
+    # Paddle, beside gRPC, may abort in a process that is forked.
+    forks = not variant.is_full_depth and variant.model_type != "paddle"
+    result = run_suite(python_of(variant), project, *tests, forks=forks)
     output = result.stdout
     assert result.returncode == 0, output
     passed = re.search(r"(\d+) passed", output)
