@@ -199,7 +199,9 @@ MUTANTS = [
         ),
     ),
     mutant(
-        21, "failed-load-is-success", (SERVER, "SystemExit(int(worker.failed))", "SystemExit(0)")
+        21,
+        "failed-load-is-success",
+        (SERVICE, "SystemExit(int(self.worker.failed))", "SystemExit(0)"),
     ),
     mutant(
         21,

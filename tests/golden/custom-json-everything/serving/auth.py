@@ -139,7 +139,7 @@ class KeySet:
                 document = await self._download()
                 # Off the event loop, which thousands of keys would stop.
                 self._keys = await asyncio.to_thread(read_keys, document)
-        except Exception as error:  # noqa: BLE001 -- whatever stands there in the place of keys
+        except Exception as error:  # noqa: BLE001 -- an issuer may answer anything
             logger.warning("JWT_JWKS_URL has no keys: %s %s", type(error).__name__, error)
             return
         self._is_known, self._fetched = True, time.monotonic()
@@ -171,7 +171,7 @@ def read_keys(document: bytes) -> dict[str | None, list[Any]]:
         try:
             if (key := read_key(found)) is not None:
                 keys.setdefault(found.get("kid"), []).append(key)
-        except Exception as error:  # noqa: BLE001 -- whatever stands there in the place of a key
+        except Exception as error:  # noqa: BLE001 -- an entry may be anything
             text = "Key %d at JWT_JWKS_URL is not used: %s %s"
             logger.warning(text, place + 1, type(error).__name__, error)
     return keys

@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from typing import NoReturn
 
 from fastapi import FastAPI
 from prometheus_client.multiprocess import mark_process_dead
@@ -152,12 +151,10 @@ class Replicas:
             os.kill(process, signal.SIGTERM)
 
 
-def serve(app: FastAPI, worker: Worker) -> NoReturn:
-    """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
+def serve(app: FastAPI, worker: Worker) -> None:
+    """Serve until SIGTERM, or until the model makes it impossible to go on."""
     if settings.workers == 1:
         serve_alone(app, worker)
+        return
     with suppress(KeyboardInterrupt):
         Replicas(app, worker).run()
-    if worker.running:  # as in serving/server.py
-        os._exit(int(worker.failed))
-    sys.exit(int(worker.failed))

@@ -6,7 +6,6 @@ import os
 import socket
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn import Config, Server
@@ -130,12 +129,9 @@ class DrainingServer(Server):
         await super().shutdown(sockets)
 
 
-def serve(app: ASGIApp, worker: Worker) -> NoReturn:
-    """Serve until SIGTERM, then exit with 0; with 1 where the model made it impossible to go on."""
+def serve(app: ASGIApp, worker: Worker) -> None:
+    """Serve until SIGTERM, or until the model makes it impossible to go on."""
     with suppress(KeyboardInterrupt):
         server = DrainingServer(app, worker)
         # asyncio would have "::" take IPv6 alone.
         server.run([server.config.bind_socket()] if ":" in settings.host else None)
-    if worker.running:  # native code may abort an interpreter that ends beneath it, or hold it up
-        os._exit(int(worker.failed))
-    raise SystemExit(int(worker.failed))

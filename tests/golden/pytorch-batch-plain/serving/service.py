@@ -1,5 +1,6 @@
 """What every route calls, and all that stands around the app."""
 
+import os
 from asyncio import wrap_future
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -89,9 +90,12 @@ class Service(Generic[ParamsT]):
         )
 
     def serve(self, app: FastAPI) -> None:
-        """Serve an app until a signal ends that, or the model does."""
+        """Serve an app until a signal ends that, exit 0, or the model does, exit 1."""
         self.worker.is_served = True
         serve(app, self.worker)
+        if self.worker.running:  # native code may abort an interpreter that ends beneath it
+            os._exit(int(self.worker.failed))
+        raise SystemExit(int(self.worker.failed))
 
 
 def encode(outputs: list[Any]) -> bytes:

@@ -183,6 +183,7 @@ def bootstrap(app: FastAPI, service: Service[Any], body: type[BaseModel]) -> Non
 
 def add_defaults(service: Service[Any]) -> None:
     """Register the service's own handlers, for want of a script's."""
+    read = partial(parse_asked, service, sees_stream=has_stream(service))
 
     async def ping() -> dict[str, str]:
         """Health: the model can take requests, now or in its turn."""
@@ -196,7 +197,6 @@ def add_defaults(service: Service[Any]) -> None:
         content_type = essence(request.headers.get("content-type"))
         if is_json_lines(content_type):
             return await answer_lines(service, request)
-        read = partial(parse_asked, service)
         parsed, in_parts = await off_the_loop(read, await read_json(request))
 
         async def parse(_request: Request) -> ParsedRequest[Any]:
@@ -210,17 +210,19 @@ def add_defaults(service: Service[Any]) -> None:
     handler_registry.set_handler("invoke", invocations)
 
 
-def parse_asked(service: Service[Any], body: bytes) -> tuple[ParsedRequest[Any], bool]:
+def parse_asked(
+    service: Service[Any], body: bytes, *, sees_stream: bool
+) -> tuple[ParsedRequest[Any], bool]:
     """Return the request that this JSON makes, and whether it wants the answer in parts.
 
-    `"stream": true` asks for them. The model gets to see that where its `Params` has such a field.
+    `"stream": true` asks for them. `sees_stream` tells whether the model has such a field.
     Raises BadInput, TooLarge and RequestValidationError.
     """
     if not service.streams or b'"stream"' not in body:
         return parse_json(service.parse, body), False
     document = load_json(body)
     in_parts = isinstance(document, dict) and document.get("stream", False)
-    if isinstance(document, dict) and not has_stream(service):
+    if isinstance(document, dict) and not sees_stream:
         document.pop("stream", None)
         if not isinstance(in_parts, bool):
             raise wrong(("stream",), "Input should be a valid boolean")
