@@ -1,6 +1,6 @@
 # `make demo` and `make test` need git and Python 3.11 or newer; they set up the rest in .venv.
 PYTHON ?= python3
-WORKERS ?= 4
+WORKERS ?= 5
 SECONDS ?= 3
 REPEATS ?= 3
 VENV := .venv/bin

@@ -43,7 +43,7 @@ def conformance(
     patience: str = "8",
 ) -> subprocess.CompletedProcess[str]:
     """Run the conformance tests of a rendered project."""
-    return own_tests(project, tests, *arguments, forks=True, PATIENCE_SECONDS=patience)
+    return own_tests(project, tests, *arguments, forks="all", PATIENCE_SECONDS=patience)
 
 
 def outcomes(project: Path, folder: str = ".conformance") -> dict[str, set[int]]:

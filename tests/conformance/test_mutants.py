@@ -45,7 +45,7 @@ def test_mutant_is_killed(
         project,
         *("tests/conformance", "--assert=plain", "-x", "-k", f"test_ms_{mutant.number:02}_"),
         stack=str(mutant.answers["model_type"]),
-        forks=True,
+        forks="all",
         PATIENCE_SECONDS=PATIENCE_SECONDS,
     )
     assert result.returncode == 1, result.stdout

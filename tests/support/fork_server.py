@@ -1,8 +1,8 @@
 """Forks one process for each run of a service's own tests; `suites.py` starts it.
 
 It runs on the service's interpreter, and has imported what all such runs import. Each line that it
-reads is a run: folder, arguments, environment, where its output goes, and whether its services are
-forked as well. It prints the exit status.
+reads is a run: folder, arguments, environment, where its output goes, and which of its services are
+forked as well: "none", "fake" ones, or "all". It prints the exit status.
 """
 
 import gc
@@ -23,8 +23,9 @@ from typing import Any
 import pytest
 
 for name in (
-    *("fastapi", "httptools", "httpx", "numpy", "PIL.ImageOps", "prometheus_client"),
-    *("pydantic_settings", "uvicorn", "uvloop", "torch", "transformers.pipelines"),
+    *("fastapi", "fastapi_offline", "httptools", "httpx", "numpy", "PIL.ImageOps"),
+    *("prometheus_client", "pydantic.v1", "pydantic_settings", "pythonjsonlogger.json"),
+    *("threadpoolctl", "uvicorn", "uvloop", "torch", "transformers.pipelines"),
 ):
     with suppress(ImportError):
         import_module(name)
@@ -33,11 +34,15 @@ for name in (
 class Forking:
     """A plugin of pytest: services are forked from the run, so that they have its imports."""
 
+    def __init__(self, forks: str) -> None:
+        self.forks = forks
+
     def pytest_configure(self) -> None:
-        """Have services started so, with the real model and with a fake one."""
+        """Have services started so, with a fake model, and with the real one."""
         plugin, fake_model = map(import_module, ("conformance.plugin", "conformance.fake_model"))
-        plugin.Launcher.start = start
         vars(fake_model)["start"] = start_fake
+        if self.forks == "all":
+            plugin.Launcher.start = start
 
 
 def start(launcher: Any, **env: str) -> Any:
@@ -91,7 +96,7 @@ def drop_sockets() -> None:
                 os.dup2(nothing, int(entry.name))
 
 
-def run(folder: str, arguments: list[str], env: dict[str, str], output: str, *, forks: bool) -> int:
+def run(folder: str, arguments: list[str], env: dict[str, str], output: str, forks: str) -> int:
     """Run pytest as `python -m pytest` in the folder does."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     written = os.open(output, os.O_WRONLY | os.O_APPEND)
@@ -101,7 +106,7 @@ def run(folder: str, arguments: list[str], env: dict[str, str], output: str, *, 
     os.environ.update(env)
     os.chdir(folder)
     sys.path.insert(0, folder)
-    return pytest.main(arguments, plugins=[Forking()] if forks else [])
+    return pytest.main(arguments, plugins=[] if forks == "none" else [Forking(forks)])
 
 
 gc.freeze()  # else each run's end looks through all of it, and has it copied

@@ -7,9 +7,11 @@ from atexit import register
 from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Literal
 
 from tests.support.environments import uv
 
+Forks = Literal["none", "fake", "all"]
 SERVER = Path(__file__).with_name("fork_server.py")
 
 
@@ -25,12 +27,12 @@ def fork_server(python: str) -> subprocess.Popen[str]:
 
 
 def run_suite(
-    python: str, project: Path, *arguments: str, forks: bool = False, **env: str
+    python: str, project: Path, *arguments: str, forks: Forks = "none", **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a service's own tests, or some of them, and return what they print.
 
-    It is what `python -m pytest` does in the project, in a process that has pytest already. With
-    `forks` services are started from it, too, with the frameworks that it has imported.
+    It is what `python -m pytest` does in the project, in a process that has pytest already. `forks`
+    says which services are started from it, too, with the frameworks that it has imported.
     """
     options = ["-q", "-p", "no:cacheprovider", *arguments]
     server = fork_server(python)

@@ -16,7 +16,7 @@ from copier import run_copy, run_update
 
 from tests.support.environments import environment
 from tests.support.rendering import commit_all, files_in, template_folder
-from tests.support.suites import run_suite
+from tests.support.suites import Forks, run_suite
 from tests.support.variants import questionnaire
 
 ANSWERS = ".copier-answers.yml"
@@ -208,7 +208,7 @@ def python(stack: str = "custom") -> str:
 
 
 def own_tests(
-    project: Path, *tests: str, stack: str = "custom", forks: bool = False, **env: str
+    project: Path, *tests: str, stack: str = "custom", forks: Forks = "none", **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run some of a service's own tests, as `run_suite` does."""
     return run_suite(python(stack), project, *tests, forks=forks, **env)

@@ -192,7 +192,7 @@ class Living:
 
     def check(self, *tests: str) -> None:
         """Run some of the service's own tests."""
-        result = own_tests(self.project, *tests, forks=True)
+        result = own_tests(self.project, *tests, forks="all")
         assert result.returncode == 0, result.stdout + result.stderr
 
 

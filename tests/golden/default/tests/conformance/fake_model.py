@@ -28,8 +28,9 @@ NUMBERED, NUMBER = "FAKE_MODEL_NUMBERED", "request_number"
 context = get_context("spawn") if sys.platform == "win32" else get_context("forkserver")
 context.set_forkserver_preload(
     [
-        *("fastapi", "httptools", "numpy", "PIL.ImageOps", "prometheus_client"),
-        *("pydantic_settings", "pythonjsonlogger.json", "uvicorn", "uvloop"),
+        *("fastapi", "fastapi_offline", "httptools", "numpy", "PIL.ImageOps", "prometheus_client"),
+        *("pydantic.v1", "pydantic_settings", "pythonjsonlogger.json", "threadpoolctl"),
+        *("uvicorn", "uvloop"),
     ]
 )
 
