@@ -207,7 +207,7 @@ def test_damaged_recording(audio: Live, name: str) -> None:
                      audio.log[before:])  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["wav", "aiff", "mp3", "low.mp3", "mkv"])
+@pytest.mark.parametrize("name", ["wav", "aiff", "au", "caf", "w64", "mp3", "low.mp3", "mkv"])
 def test_cut_recording(audio: Live, files: Path, name: str) -> None:
     """So it is where a file is shorter than it says; a pipe's file says nothing."""
     content = (files / f"sound.{name}").read_bytes()
