@@ -63,7 +63,11 @@ def test_combination(contracts: tuple[str, ...], kind: str, tmp_path: Path) -> N
                 response = client.post(route, json=document)
                 assert response.raise_for_status().json() == answer
                 assert_refused(client.post(route, json=[]), "detail")
-        assert client.get("/openapi.json").status_code == 200
+        routes = client.get("/openapi.json").raise_for_status().json()["paths"]
+        own = f"/{table('input_kinds')[kind]['endpoint']}"
+        for route in {own, "/invocations", "/predict"} & routes.keys():
+            headers = routes[route]["post"]["responses"]["200"].get("headers", {})
+            assert ("X-Input-Warning" in headers) == (kind in ("audio", "video")), route
     assert "ERROR" not in service.log
 
 
