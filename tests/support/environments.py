@@ -24,6 +24,7 @@ TORCH = "torch==2.13.0"
 SHARED = {
     "torch": ("pytorch", "transformers", "silero-vad", "minilm"),
     "onnxruntime": ("onnxruntime", "rapidocr", "rapid-layout"),
+    "ggml": ("ggml", "smollm2"),
     "custom": ("custom", "iris"),
 }
 # Packages that are installed alone; each has an entry in `[[tool.uv.dependency-metadata]]`.

