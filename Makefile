@@ -1,6 +1,7 @@
 # `make demo` and `make test` need git and Python 3.11 or newer; they set up the rest in .venv.
 PYTHON ?= python3
 WORKERS ?= 5
+PRESET ?= rapidocr
 SECONDS ?= 3
 REPEATS ?= 3
 VENV := .venv/bin
@@ -14,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test golden docs bench release clean
 
 demo:
-	@$(PYTHON) tools/demo.py
+	@$(PYTHON) tools/demo.py '$(PRESET)'
 
 test: .venv/complete
 	$(VENV)/ruff format --check .

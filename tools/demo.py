@@ -1,4 +1,4 @@
-"""Render a service that reads text, run it, and have it read a scanned page: `make demo`.
+"""Render a preset's service, run it, and ask it something: `make demo PRESET=rapidocr`.
 
 It needs Python 3.11 or newer and a package index; everything that it makes lies in .demo/.
 """
@@ -14,12 +14,12 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 OLDEST_PYTHON = (3, 11)
 if sys.version_info < OLDEST_PYTHON:
@@ -29,16 +29,13 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / ".demo"
 TOOLS = DEMO / "tools"
 TEMPLATE = DEMO / "template"
-SERVICE = DEMO / "reads-text"
 PAGE = DEMO / "page.png"
 ANSWER = DEMO / "answer.json"
 BOXES = DEMO / "page-with-boxes.png"
 LOG = DEMO / "service.log"
 
 TOOLS_PYTHON = TOOLS / "bin/python"
-SERVICE_PYTHON = SERVICE / ".venv/bin/python"
-ANSWERS = ("project_name=reads-text", "preset=rapidocr", "accelerator=cpu")
-STEPS = 7
+STEPS = 6
 READY_SECONDS = 120
 STOP_SECONDS = 30
 LOG_LINES = 15
@@ -47,12 +44,73 @@ COLOURS = sys.stdout.isatty() and not os.getenv("NO_COLOR") and os.getenv("TERM"
 NO_INDEX = "Is a package index reachable? It is set by pip.conf, PIP_INDEX_URL or UV_DEFAULT_INDEX."
 
 
-class Line(NamedTuple):
-    """One line of text, as the service answers it."""
+class Demo(NamedTuple):
+    """A preset's service, and what is shown of its answer."""
 
-    text: str
-    box: list[list[float]]
-    confidence: float
+    preset: str
+    name: str  # the service's
+    route: str
+    report: Callable[[Any], list[str]]
+    has_boxes: bool = False
+    file: Path | None = None  # what it is sent in place of its own example
+
+    @property
+    def service(self) -> Path:
+        """Return the folder of the rendered service."""
+        return DEMO / self.name
+
+    @property
+    def python(self) -> Path:
+        """Return the interpreter of the rendered service."""
+        return self.service / ".venv/bin/python"
+
+
+def lines_of(answer: Any) -> list[str]:
+    """Show the lines of text that were read."""
+    lines = [f"{line['confidence']:>9.1%}   {line['text']}" for line in answer["lines"]]
+    return [bold("confidence  text"), *lines]
+
+
+def regions_of(answer: Any) -> list[str]:
+    """Show the parts of a page."""
+    regions = [f"{found['confidence']:>9.1%}   {found['kind']}" for found in answer["regions"]]
+    return [bold("confidence  part of the page"), *regions]
+
+
+def segments_of(answer: Any) -> list[str]:
+    """Show when somebody speaks."""
+    segments = [f"{found['start']:>7.2f} {found['end']:>7.2f}" for found in answer["segments"]]
+    return [bold("  speech  until, in seconds"), *segments]
+
+
+def vector_of(answer: Any) -> list[str]:
+    """Show the beginning of an embedding."""
+    numbers = answer["embedding"]
+    first = ", ".join(f"{number:.3f}" for number in numbers[:5])
+    return [bold(f"{len(numbers)} numbers"), f"{first}, …"]
+
+
+def text_of(answer: Any) -> list[str]:
+    """Show what a language model says."""
+    return [bold("answer"), answer["text"]]
+
+
+def species_of(answer: Any) -> list[str]:
+    """Show the class of a row."""
+    return [bold("probability  species"), f"{answer['probability']:>10.1%}   {answer['species']}"]
+
+
+DEMOS = {
+    demo.preset: demo
+    for demo in (
+        Demo("rapidocr", "reads-text", "/ocr", lines_of, has_boxes=True, file=PAGE),
+        Demo("rapid-layout", "finds-parts", "/detect-layout", regions_of, has_boxes=True),
+        Demo("silero-vad", "finds-speech", "/detect-speech", segments_of),
+        Demo("minilm", "embeds-text", "/embed", vector_of),
+        Demo("smollm2", "chats", "/chat", text_of),
+        Demo("iris", "tells-irises", "/classify", species_of),
+    )
+}
 
 
 class Failure(Exception):  # noqa: N818 -- the program is not in error
@@ -64,30 +122,34 @@ class Failure(Exception):  # noqa: N818 -- the program is not in error
         self.output = "\n".join(output.rstrip().splitlines()[-LOG_LINES:])
 
 
-def main() -> None:
-    """Do it all, step by step, and print what the service read."""
+def main(preset: str) -> None:
+    """Do it all, step by step, and print what the service answered."""
+    if preset not in DEMOS:
+        raise Failure(f"There is no preset '{preset}': use PRESET={', '.join(DEMOS)}.")
+    demo = DEMOS[preset]
     start = time.perf_counter()
     DEMO.mkdir(exist_ok=True)
     with step(1, "Setting up uv and copier"):
         set_up_tools()
-    with step(2, "Rendering a service that reads text"):
-        render()
+    with step(2, f"Rendering a service of {preset}"):
+        render(demo)
     with step(3, "Installing the service's packages"):
-        install()
-    with step(4, "Fetching a scanned page"):
-        fetch_page()
+        install(demo)
+        if demo.file:
+            fetch_page()
     port = free_port()
-    with service_on(port) as service:
-        with step(5, "Starting the service"):
+    with service_on(port, demo) as service:
+        with step(4, "Starting the service"):
             wait_until_ready(service, port)
-        with step(6, "Having it read the page"):
-            lines = read_page(port)
-        with step(7, "Stopping the service"):
+        with step(5, "Asking it"):
+            question = question_of(demo)
+            answer = ask(port, demo, question)
+        with step(6, "Stopping the service"):
             status = stop(service)
             if status != 0:
                 raise Failure(f"The service exited with {status}, not 0. {ALL_OF_IT}", log())
     print(f"{'':<46}{time.perf_counter() - start:>6.1f} s in all")
-    report(lines)
+    report(demo, question, answer)
 
 
 def set_up_tools() -> None:
@@ -103,40 +165,56 @@ def set_up_tools() -> None:
     complete.touch()
 
 
-def render() -> None:
+def render(demo: Demo) -> None:
     """Render the template as it stands; of an earlier demo, only the packages are kept."""
     shutil.rmtree(TEMPLATE, ignore_errors=True)
     caches = shutil.ignore_patterns("__pycache__", ".*_cache")
     for part in ("template", "parts"):
         shutil.copytree(ROOT / part, TEMPLATE / part, ignore=caches)
     shutil.copy(ROOT / "copier.yml", TEMPLATE)
-    SERVICE.mkdir(exist_ok=True)
-    for old in SERVICE.iterdir():
+    demo.service.mkdir(exist_ok=True)
+    for old in demo.service.iterdir():
         if old.is_file() and old.name != "uv.lock":
             old.unlink()
         elif old.is_dir() and old.name != ".venv":
             shutil.rmtree(old)
-    answers = [argument for answer in ANSWERS for argument in ("-d", answer)]
+    answers = [f"project_name={demo.name}", f"preset={demo.preset}", "accelerator=cpu"]
+    options = [argument for answer in answers for argument in ("-d", answer)]
     run(
-        [TOOLS_PYTHON, "-m", "copier", "copy", "--defaults", *answers, TEMPLATE, SERVICE],
+        [TOOLS_PYTHON, "-m", "copier", "copy", "--defaults", *options, TEMPLATE, demo.service],
         "The template does not render: see above. If copier is too old, remove .demo/tools.",
     )
 
 
-def install() -> None:
-    """Install the service's packages for the Python that runs this."""
+def install(demo: Demo) -> None:
+    """Install the service's packages for the Python that runs this.
+
+    Where the model comes from a hub, the packages of its tests are installed too: one has it.
+    """
     environ = {**os.environ, "UV_PYTHON": sys.executable, "UV_PYTHON_DOWNLOADS": "never"}
     environ.pop("VIRTUAL_ENV", None)
     environ.pop("UV_PROJECT_ENVIRONMENT", None)
     index = pip_index()
     if index and "UV_INDEX_URL" not in environ:
         environ.setdefault("UV_DEFAULT_INDEX", index)
+    groups = [] if has_checkpoint(demo) else ["--no-dev"]
     run(
-        [TOOLS_PYTHON, "-m", "uv", "sync", "--no-dev", "--quiet"],
+        [TOOLS_PYTHON, "-m", "uv", "sync", *groups, "--quiet"],
         f"uv cannot install the service's packages. {NO_INDEX}",
-        cwd=SERVICE,
+        cwd=demo.service,
         environ=environ,
     )
+
+
+def has_checkpoint(demo: Demo) -> bool:
+    """Tell whether the service's tests bring a model, for the service would ask a hub for it."""
+    return (demo.service / "tests/checkpoint.py").exists()
+
+
+def checkpoint(demo: Demo) -> str:
+    """Return what to set for a service to find the model of its tests, if there is one."""
+    code = "from tests.checkpoint import make_checkpoint as make; print(make('.'))"
+    return f"MODEL_NAME={run_in(demo, code)} " if has_checkpoint(demo) else ""
 
 
 def pip_index() -> str:
@@ -168,13 +246,16 @@ def free_port() -> int:
 
 
 @contextmanager
-def service_on(port: int) -> Iterator[subprocess.Popen[bytes]]:
+def service_on(port: int, demo: Demo) -> Iterator[subprocess.Popen[bytes]]:
     """Start the service, and leave none behind; a Ctrl-C is for the demo alone."""
+    environ = {**os.environ, "PORT": str(port)}
+    if setting := checkpoint(demo):
+        environ["MODEL_NAME"] = setting.strip().partition("=")[2]
     with LOG.open("wb") as log:
         service = subprocess.Popen(
-            [SERVICE_PYTHON, "main.py"],
-            cwd=SERVICE,
-            env={**os.environ, "PORT": str(port)},
+            [demo.python, "main.py"],
+            cwd=demo.service,
+            env=environ,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -218,27 +299,52 @@ def log() -> str:
     return "\n".join(line for line in lines if "GET /ready" not in line)
 
 
-def read_page(port: int) -> list[Line]:
-    """Post the page, keep the answer, and draw its boxes on the page."""
-    boundary = secrets.token_hex(16)
-    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="page.png"\r\n'
-    body = b"%b\r\n%b\r\n--%b--\r\n" % (head.encode(), PAGE.read_bytes(), boundary.encode())
-    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+def question_of(demo: Demo) -> Any:
+    """Return what the service is asked: its own example, or one with another file."""
+    example = json.loads(
+        run_in(demo, "import inference, json; print(json.dumps(inference.EXAMPLE))")
+    )
+    if "file" in example:
+        example["file"] = str(demo.file or demo.service / example["file"])
+    return example
+
+
+def ask(port: int, demo: Demo, question: Any) -> Any:
+    """Post the question, keep the answer, and draw its boxes on the picture."""
+    if "file" in question:
+        content_type, body = form(question)
+    else:
+        content_type, body = "application/json", json.dumps(question).encode()
+    headers = {"Content-Type": content_type}
     try:
-        status, answer = request(port, "POST", "/ocr", body, headers)
+        status, answer = request(port, "POST", demo.route, body, headers)
     except (OSError, HTTPException) as error:
         raise Failure(f"The service did not answer ({error!r}). {ALL_OF_IT}", log()) from error
     if status != HTTPStatus.OK:
         raise Failure(f"The service answered {status}, not 200: {answer.decode()}", log())
     ANSWER.write_bytes(answer)
-    lines = [Line(**line) for line in json.loads(answer)["lines"]]
-    if not lines:
-        raise Failure(f"The service found no text in {shown(PAGE)}. {ALL_OF_IT}", log())
-    run(
-        [SERVICE_PYTHON, Path(__file__).with_name("demo_boxes.py"), PAGE, ANSWER, BOXES],
-        "The boxes cannot be drawn: see above.",
-    )
-    return lines
+    if demo.has_boxes:
+        script = Path(__file__).with_name("demo_boxes.py")
+        run(
+            [demo.python, script, question["file"], ANSWER, BOXES],
+            "The boxes cannot be drawn: see above.",
+        )
+    return json.loads(answer)
+
+
+def form(fields: Mapping[str, Any]) -> tuple[str, bytes]:
+    """Return a form's content type and bytes; the field `file` names one."""
+    boundary = secrets.token_hex(16)
+    parts = []
+    for name, value in fields.items():
+        head = f'Content-Disposition: form-data; name="{name}"'
+        content = str(value).encode()
+        if name == "file":
+            head += f'; filename="{Path(value).name}"'
+            content = Path(value).read_bytes()
+        parts.append(b"--%b\r\n%b\r\n\r\n%b\r\n" % (boundary.encode(), head.encode(), content))
+    body = b"".join(parts) + b"--%b--\r\n" % boundary.encode()
+    return f"multipart/form-data; boundary={boundary}", body
 
 
 def request(
@@ -255,18 +361,19 @@ def request(
         return response.status, response.read()
 
 
-def report(lines: list[Line]) -> None:
-    """Print what was read, and how to do it again by hand."""
-    print(f"\n{bold('confidence  text')}")
-    for line in lines:
-        print(f"{line.confidence:>9.1%}   {line.text}")
+def report(demo: Demo, question: Any, answer: Any) -> None:
+    """Print what was answered, and how to do it again by hand."""
+    print("", *demo.report(answer), sep="\n")
+    if demo.has_boxes:
+        print(f"\nThe picture with its boxes is {bold(shown(BOXES))}.")
+    arguments = f"--json '{json.dumps(question)}'"
+    if "file" in question:
+        arguments = f"-F file=@{shown(Path(question['file']))}"
     print(f"""
-The page with a box around each line is {bold(shown(BOXES))}.
-
 Start the service again, and ask it from another terminal:
 
-    cd {shown(SERVICE)} && .venv/bin/python main.py
-    curl localhost:8000/ocr -F file=@{shown(PAGE)}
+    cd {shown(demo.service)} && {checkpoint(demo)}.venv/bin/python main.py
+    curl localhost:8000{demo.route} {arguments}
 """)
 
 
@@ -291,14 +398,20 @@ def pip(*arguments: str) -> None:
     )
 
 
+def run_in(demo: Demo, code: str) -> str:
+    """Run a line of Python in the service's folder, and return the last line that it prints."""
+    printed = run([demo.python, "-c", code], "The service's code does not run.", cwd=demo.service)
+    return printed.splitlines()[-1]
+
+
 def run(
     command: Sequence[str | Path],
     otherwise: str,
     *,
     cwd: Path = ROOT,
     environ: dict[str, str] | None = None,
-) -> None:
-    """Run a command in silence; where it fails, show its output and say `otherwise`."""
+) -> str:
+    """Run a command and return its output; where it fails, show that and say `otherwise`."""
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -312,6 +425,7 @@ def run(
     )
     if done.returncode != 0:
         raise Failure(otherwise, done.stdout)
+    return done.stdout
 
 
 def shown(path: Path) -> str:
@@ -335,12 +449,13 @@ if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell may have started it with one ignored
         signal.signal(number, signal.default_int_handler)
     try:
-        main()
+        main(*sys.argv[1:])
     except KeyboardInterrupt:
         print("demo: stopped, and the service with it.", file=sys.stderr)
         sys.exit(130)
     except Failure as failure:
-        print(failure.output, file=sys.stderr)
+        if failure.output:
+            print(failure.output, file=sys.stderr)
         sys.exit(f"demo: {failure}")
     except OSError as error:
         sys.exit(f"demo: {error}")

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -11,14 +12,22 @@ RED = (214, 39, 40)
 
 
 def draw(page: Path, answer: Path, target: Path) -> None:
-    """Save the page, enlarged, with a box around each line of text."""
+    """Save the page, enlarged, with a box around each line of text or part of the page."""
     with Image.open(page) as opened:
         picture = opened.convert("RGB").resize((opened.width * SCALE, opened.height * SCALE))
     canvas = ImageDraw.Draw(picture)
-    for line in json.loads(answer.read_bytes())["lines"]:
-        corners = [(x * SCALE, y * SCALE) for x, y in line["box"]]
-        canvas.line([*corners, corners[0]], fill=RED, width=3)
+    [found] = json.loads(answer.read_bytes()).values()
+    for each in found:
+        canvas.line(outline(each["box"]), fill=RED, width=3)
     picture.save(target)
+
+
+def outline(box: Any) -> list[tuple[float, float]]:
+    """Return a box's way around: of four corners, or left, top, right and bottom."""
+    if not isinstance(box[0], list):
+        left, top, right, bottom = box
+        box = [(left, top), (right, top), (right, bottom), (left, bottom)]
+    return [(x * SCALE, y * SCALE) for x, y in [*box, box[0]]]
 
 
 draw(*map(Path, sys.argv[1:]))

@@ -10,10 +10,22 @@ import av
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 TEMPLATE = Path(__file__).parents[1] / "template"
 RATE = 16_000
+# Name, the country of the mouth, and the length in kilometres.
+RIVERS = [
+    ("Rhine", "Netherlands", 1233),
+    ("Danube", "Romania", 2850),
+    ("Loire", "France", 1006),
+    ("Elbe", "Germany", 1094),
+    ("Tagus", "Portugal", 1007),
+]
+PROSE = (
+    "Rivers have been measured along their course from the spring to the mouth. Where a delta has "
+    "several arms the longest was taken. The figures of this report are rounded to kilometres. "
+)
 
 
 def picture(path: Path) -> None:
@@ -21,6 +33,33 @@ def picture(path: Path) -> None:
     image = Image.new("RGB", (192, 128), (220, 20, 30))
     ImageDraw.Draw(image).ellipse((56, 22, 140, 106), fill=(20, 40, 220))
     image.save(path, format="PNG", optimize=True)
+
+
+def report(path: Path) -> None:
+    """Draw a page with a title, two paragraphs, a table and a chart, both with a caption."""
+    image = Image.new("L", (612, 792), "white")
+    draw = ImageDraw.Draw(image)
+    small = ImageFont.load_default(9)
+    draw.text((306, 60), "Five rivers of Europe", 0, ImageFont.load_default(26), anchor="mm")
+    for top in (110, 440):
+        words = iter(10 * PROSE.split())
+        for y in range(top, top + 130, 13):
+            line = ""
+            while small.getlength(line) < 460:
+                line += next(words) + " "
+            draw.text((60, y), line, 0, small)
+    draw.text((306, 274), "Table 1: Lengths, in kilometres", 0, small, anchor="mm")
+    for row, cells in enumerate([("River", "Mouth", "Length"), *RIVERS]):
+        for column, cell in enumerate(cells):
+            left, top = 126 + 120 * column, 286 + 22 * row
+            draw.rectangle((left, top, left + 120, top + 22), outline=0)
+            draw.text((left + 8, top + 6), str(cell), 0, small)
+    for place, (*_, length) in enumerate(RIVERS):
+        left = 190 + 50 * place
+        draw.rectangle((left, 720 - length // 25, left + 30, 720), 90, 0)
+    draw.line((170, 595, 170, 720, 440, 720), 0, 2)
+    draw.text((306, 740), "Figure 1: The same lengths as bars", 0, small, anchor="mm")
+    image.quantize(16).save(path, format="PNG", optimize=True)
 
 
 def tone(path: Path) -> None:
@@ -67,6 +106,7 @@ def linear(path: Path, weights: np.ndarray, bias: np.ndarray) -> None:
 
 if __name__ == "__main__":
     picture(TEMPLATE / "example.png")
+    report(TEMPLATE / "example-report.png")
     tone(TEMPLATE / "example.wav")
     clip(TEMPLATE / "example.mp4")
 

@@ -27,6 +27,9 @@ RENDERS: dict[str, dict[str, Any]] = {
     "rapidocr-cpu": {"preset": "rapidocr", "accelerator": "cpu"},
     "silero-vad-cuda": {"preset": "silero-vad", "accelerator": "cuda"},
     "minilm": {"preset": "minilm"},
+    "rapid-layout": {"preset": "rapid-layout"},
+    "smollm2-streaming": {"preset": "smollm2", "features": ["observability", "streaming"]},
+    "iris-oip": {"preset": "iris", "accelerator": "cpu", "contracts": ["oip"]},
     "transformers-audio-cuda": {
         "model_type": "transformers",
         "input_kind": "audio",

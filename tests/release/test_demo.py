@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.variants import ROOT
+from tests.support.variants import ROOT, table
 
 KNOWN_LINES = (
     "Region-based segmentation",
@@ -28,10 +28,10 @@ def copy_checkout(target: Path) -> Path:
     return target
 
 
-def start(checkout: Path, **environ: str) -> subprocess.Popen[str]:
-    """Start the demo in this checkout."""
+def start(checkout: Path, preset: str = "rapidocr", **environ: str) -> subprocess.Popen[str]:
+    """Start the demo of a preset in this checkout."""
     return subprocess.Popen(
-        [sys.executable, checkout / "tools/demo.py"],
+        [sys.executable, checkout / "tools/demo.py", preset],
         env={**os.environ, **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -75,6 +75,23 @@ def test_page_with_boxes(checkout: Path) -> None:
     """
     python = checkout / ".demo/reads-text/.venv/bin/python"
     subprocess.run([python, "-c", script, page, boxes], check=True)
+
+
+def test_another_preset(checkout: Path) -> None:
+    """A preset is asked its own example, and what it answers is printed."""
+    status, output, errors = finish(start(checkout, "iris"), checkout)
+    assert status == 0, output + errors
+    assert "setosa" in output
+    assert errors == ""
+
+
+def test_every_preset_has_one(tmp_path: Path) -> None:
+    """What is no preset ends with the names of all presets."""
+    status, _, errors = finish(start(copy_checkout(tmp_path), "nothing"), tmp_path)
+    assert status == 1
+    assert errors.startswith("demo: There is no preset 'nothing': use PRESET=")
+    names = errors.strip().rstrip(".").partition("PRESET=")[2].split(", ")
+    assert sorted(names) == sorted(table("presets"))
 
 
 def test_interrupted(checkout: Path) -> None:

