@@ -1,6 +1,7 @@
 """Files of any type, and for the other input kinds the file as it was sent."""
 
 import json
+import textwrap
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,12 +14,15 @@ from zipfile import ZipFile
 
 import httpx
 import pytest
+from PIL import Image
 
+from tests.support.code_blocks import blocks
+from tests.support.environments import run, uv
 from tests.support.live import Live, live
 from tests.support.rendering import render
 from tests.support.suites import run_suite
 from tests.support.updating import put_model, python
-from tests.support.variants import example_of, table
+from tests.support.variants import ROOT, example_of, table
 
 # A model that tells what it got, and opens it as a library does that wants a path.
 MODEL = '''"""Tells what it got."""
@@ -194,7 +198,7 @@ def test_form(service: Live, head: bytes, expected: tuple[Any, ...]) -> None:
 )
 def test_raw_body(service: Live, headers: dict[str, str], expected: tuple[Any, ...]) -> None:
     """A body of any type is a file; a header may say its name."""
-    raw = {name: value.encode() for name, value in headers.items()}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     found = told(service.client.post("/tell", content=PDF, headers=raw), PDF)
     assert found == tuple(headers["Content-Type"] if value is ... else value for value in expected)
 
@@ -353,3 +357,94 @@ def test_declared_types(tmp_path: Path) -> None:
         "only the model knows which files it can read",
     )
     assert outcomes["MS-32"] == ("pass", "")
+
+
+# A picture's EXIF data, as a library finds them that opens a path.
+LIBRARY = """
+
+class Library:
+    def predict(self, path: str) -> str:
+        with Image.open(path) as picture:
+            return f"{picture.format} {picture.getexif()[0x0112]}"
+
+"""
+TELL_BY_LIBRARY = """
+        assert item.image.size == (20, 30)  # upright
+        return Output(name=found, content_type=None, sha256="", path=str(path))
+"""
+
+
+def documented(page: str, test: str) -> str:
+    """Return the Python that a page of the documents shows, and that this test tries."""
+    text = (ROOT / "docs" / "how-to" / page).read_text("utf-8")
+    [code] = [
+        block.text
+        for block in blocks(text)
+        if block.mark.endswith(f"::{test}") and block.language == "python"
+    ]
+    return code
+
+
+def test_documented_path(tmp_path: Path) -> None:
+    """A library that opens a path finds what was sent, such as EXIF data, which are not decoded."""
+    project = make(tmp_path / "service", "image")
+    block = textwrap.indent(documented("wrap-a-model.md", "test_documented_path"), " " * 8)
+    whole = MODEL.format(decoder="", example='"example.png"')
+    model = whole.partition("        with item.file")[0]
+    model = model.replace("\n\nclass Params", f"{LIBRARY}\nclass Params")
+    model = model.replace("from pydantic", "from PIL import Image\nfrom pydantic")
+    model = model.replace('"""Load nothing."""', "self.library = Library()")
+    put_model(project, model + block + TELL_BY_LIBRARY)
+    picture, exif = BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(picture, "JPEG", exif=exif)
+    with live(project, python(), tmp_path / "log", WARMUP="0") as service:
+        files = {"file": ("a.jpg", picture.getvalue(), "image/jpeg")}
+        answer = service.ready().post("/tell", files=files).raise_for_status().json()
+        assert answer["name"] == "JPEG 6"
+        assert not Path(answer["path"]).exists()
+        assert answer["path"].endswith("file.jpg")
+
+
+def pdf(text: str) -> bytes:
+    """Return a document of two pages with this text."""
+    content = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET"
+    page = "<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Contents 5 0 R"
+    objects = [
+        "<</Type/Catalog/Pages 2 0 R>>",
+        "<</Type/Pages/Kids[3 0 R 4 0 R]/Count 2>>",
+        *[f"{page}/Resources<</Font<</F1 6 0 R>>>>>>"] * 2,
+        f"<</Length {len(content)}>>stream\n{content}\nendstream",
+        "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+    ]
+    whole, places = "%PDF-1.4\n", []
+    for number, item in enumerate(objects, start=1):
+        places.append(f"{len(whole):010} 00000 n \n")
+        whole += f"{number} 0 obj{item}endobj\n"
+    table = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{''.join(places)}"
+    trailer = f"trailer<</Size {len(objects) + 1}/Root 1 0 R>>\nstartxref\n{len(whole)}\n%%EOF\n"
+    return f"{whole}{table}{trailer}".encode()
+
+
+def test_documented_reader(tmp_path: Path) -> None:
+    """The service that the documents make reads PDF documents, and rejects what is none."""
+    answers = {"model_type": "custom", "input_kind": "file", "endpoint": "read-text"}
+    project = render(tmp_path / "service", answers)
+    put_model(project, documented("files.md", "test_documented_reader"))
+    (project / "example.pdf").write_bytes(pdf("An example"))
+    for check in (["format", "--check"], ["check"]):
+        run([python(), "-m", "ruff", *check, "--no-cache", "inference.py"], cwd=project)
+    packages = str(tmp_path / "packages")
+    options = ["--quiet", "--python", python(), "--target", packages, "--no-deps"]
+    run([uv(), "pip", "install", *options, "pypdf"])
+    with live(project, python(), tmp_path / "log", PYTHONPATH=packages) as service:
+        post = service.ready().post
+        headers = {"Content-Type": "application/pdf"}
+        whole = post("/read-text", content=pdf("Hello"), headers=headers)
+        assert whole.raise_for_status().json() == {"pages": ["Hello", "Hello"]}
+        form = post("/read-text", files={"file": pdf("Hello")}, data={"max_pages": "1"})
+        assert form.raise_for_status().json() == {"pages": ["Hello"]}
+        for content in (b"%PDF-1.4", pdf("Hello")[:100], archive(), b"text"):
+            broken = post("/read-text", content=content, headers=headers)
+            assert (broken.status_code, "cannot be read" in broken.text) == (400, True)
+        assert post("/read-text", content=b"a", headers={"Content-Type": "a/b"}).status_code == 415
