@@ -3,7 +3,7 @@
 import json
 import textwrap
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache
 from hashlib import sha256
@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.support.code_blocks import blocks
 from tests.support.environments import run, uv
-from tests.support.live import Live, live
+from tests.support.live import Live, live, wait_for
 from tests.support.rendering import render
 from tests.support.suites import run_suite
 from tests.support.updating import put_model, python
@@ -27,7 +27,7 @@ from tests.support.variants import ROOT, example_of, table
 # A model that tells what it got, and opens it as a library does that wants a path.
 MODEL = '''"""Tells what it got."""
 
-import os
+import time
 from hashlib import sha256
 
 from pydantic import BaseModel
@@ -72,6 +72,8 @@ class Model:
             assert item.file.content == path.read_bytes()
             if item.params.end == "bad":
                 raise BadInput("This one cannot be read.")
+            if item.params.end == "hangs":
+                time.sleep(600)
             assert item.params.end != "fails"
         return Output(
             name=item.file.name, content_type=item.file.content_type, sha256=found, path=str(path)
@@ -93,10 +95,11 @@ def archive() -> bytes:
     return file.getvalue()
 
 
-def make(folder: Path, kind: str, decoder: str = "") -> Path:
+def make(folder: Path, kind: str, decoder: str = "", features: Sequence[str] = ()) -> Path:
     """Render the service of an input kind, with the model that tells what it got."""
-    answers = {"model_type": "custom", "input_kind": kind, "contracts": CONTRACTS}
-    project = render(folder, answers | {"endpoint": "tell", "features": []})
+    answers: dict[str, Any] = {"model_type": "custom", "input_kind": kind, "endpoint": "tell"}
+    answers |= {"contracts": CONTRACTS, "features": list(features)}
+    project = render(folder, answers)
     name = example_of(kind)
     example: Any = [name] if table("input_kinds")[kind]["field"] == "files" else name
     put_model(project, MODEL.format(decoder=decoder, example=repr(example).replace("'", '"')))
@@ -287,6 +290,25 @@ def test_copy_is_gone_after_a_failure(service: Live) -> None:
         answer = service.client.post("/tell", files={"file": ("a.pdf", PDF)}, data={"end": end})
         assert answer.status_code == status
         assert_no_copies(service)
+
+
+def test_copy_of_a_killed_call_is_gone(tmp_path: Path) -> None:
+    """So it is where the process of the model is killed, as its call is past the deadline."""
+    project = make(tmp_path / "service", "file", features=["isolation"])
+    copies = tmp_path / "tmp"
+    copies.mkdir()
+    env = {"TMPDIR": str(copies), "INFER_TIMEOUT_SECONDS": "2", "WARMUP": "0"}
+    with live(project, python(), tmp_path / "log", **env) as service:
+        client = service.ready()
+        told(client.post("/tell", files={"file": PDF}), PDF)
+        hangs = client.post("/tell", files={"file": ("a.pdf", PDF)}, data={"end": "hangs"})
+        assert hangs.status_code == 504
+        wait_for(lambda: not [*copies.rglob("file*")], seconds=20)
+        service.ready()
+        told(client.post("/tell", files={"file": PDF}), PDF)
+        service.process.terminate()
+        service.process.wait(60)
+    assert list(copies.iterdir()) == []
 
 
 def test_pictures_as_they_were_sent(start: Start) -> None:
