@@ -425,7 +425,7 @@ MUTANTS = [
     mutant(
         52,
         "no-raw-body",
-        (REQUESTS, 'files = [File.sent(body, said.get("filename"), header)]', "files = []"),
+        (REQUESTS, 'files = [Upload.sent(body, said.get("filename"), header)]', "files = []"),
     ),
     mutant(
         52,

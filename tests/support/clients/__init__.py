@@ -40,9 +40,9 @@ from pathlib import Path
 import numpy as np
 
 from inference import DECODER
-from serving import File
+from serving import Upload
 
-[item] = DECODER.decode([File(Path(sys.argv[1]).read_bytes())], None)
+[item] = DECODER.decode([Upload(Path(sys.argv[1]).read_bytes())], None)
 form = DECODER.tensor
 is_file = form.name == "bytes"
 found = np.frombuffer(item.file.content, "u1") if is_file else getattr(item, form.name)
