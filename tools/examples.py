@@ -85,6 +85,13 @@ def clip(path: Path) -> None:
         container.mux(stream.encode(None))
 
 
+def text(path: Path) -> None:
+    """Write a hundred bytes: plain text, but for a check mark, which is three of them."""
+    line = "A hundred bytes: ninety-seven of ASCII text, and a check mark"
+    line += " which takes three in UTF-8, here: \N{CHECK MARK}\n"
+    path.write_bytes(line.encode())
+
+
 def linear(path: Path, weights: np.ndarray, bias: np.ndarray) -> None:
     """Write an .onnx file that computes `logits = features @ weights + bias`."""
     features, logits = weights.shape
@@ -109,6 +116,7 @@ if __name__ == "__main__":
     report(TEMPLATE / "example-report.png")
     tone(TEMPLATE / "example.wav")
     clip(TEMPLATE / "example.mp4")
+    text(TEMPLATE / "example.txt")
 
     colors = [
         (0, 0, 0),
@@ -139,3 +147,10 @@ if __name__ == "__main__":
     )
     trend = np.array([[-0.5], [0], [0.5], [1]], dtype="f4")
     linear(TEMPLATE / "linear-trend.onnx", trend, np.zeros(1, dtype="f4"))
+
+    class_of = np.full(256, 3)
+    class_of[:128] = 1
+    class_of[[*b"\t\n\r", *range(32, 127)]] = 2
+    class_of[0] = 0
+    classes = np.eye(4, dtype="f4")[class_of]
+    linear(TEMPLATE / "byte-classes.onnx", classes, np.zeros(4, dtype="f4"))

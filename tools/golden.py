@@ -43,6 +43,11 @@ RENDERS: dict[str, dict[str, Any]] = {
         "endpoint": "colors",
         "system_packages": "libgl1 ffmpeg",
     },
+    "onnxruntime-file": {
+        "model_type": "onnxruntime",
+        "input_kind": "file",
+        "contracts": ["sagemaker"],
+    },
     "ggml-json-mps": {"model_type": "ggml", "input_kind": "json", "accelerator": "mps"},
     "custom-multimodal": {
         "model_type": "custom",

@@ -820,7 +820,8 @@ def test_forms_of_base64(media: tuple[Live, str, bytes]) -> None:
     plain, safe = b64encode(file).decode(), urlsafe_b64encode(file).decode()
     texts = [plain, safe, safe.rstrip("="), plain.rstrip("="), f"\n{plain}\n"]
     texts += [encodebytes(file).decode(), encodebytes(file).decode().replace("\n", "\r\n")]
-    texts += [f"data:image/png;base64,{plain}", f"DATA:;charset=a;BASE64,{safe}"]
+    media_type = "image/png" if file.startswith(b"\x89PNG") else "audio/wav"
+    texts += [f"data:{media_type};base64,{plain}", f"DATA:;charset=a;BASE64,{safe}"]
     texts += [f"data:;base64,{quote(plain, safe='')}"]
     for text in texts:
         document = {field: [text] if field == "files" else text}
@@ -828,6 +829,9 @@ def test_forms_of_base64(media: tuple[Live, str, bytes]) -> None:
             headers = {"Content-Type": content_type}
             answer = client.post("/invocations", content=json.dumps(document), headers=headers)
             assert answer.json() == expected, text[:40]
+    text = f"data:text/plain;base64,{plain}"
+    other = client.post("/invocations", json={field: [text] if field == "files" else text})
+    assert other.status_code == 415  # as in a form
     for text in (
         "AAAAA",
         "no base64",

@@ -228,13 +228,17 @@ MUTANTS = [
     mutant(
         24, "answer-is-text", (SERVICE, 'media_type="application/json"', 'media_type="text/plain"')
     ),
-    mutant(25, "empty-is-unreadable", (REQUESTS, "if not all(files):", "if False:")),
+    mutant(
+        25,
+        "empty-is-unreadable",
+        (REQUESTS, "if not all(file.content for file in files):", "if False:"),
+    ),
     mutant(26, "declared-size-not-asked", (LIMITS, "int(declared) > MAX_BODY_BYTES", "False")),
     mutant(26, "body-not-counted", (LIMITS, "if self.held + size > MAX_BODY_BYTES", "if False")),
     mutant(
         26,
         "files-not-measured",
-        (REQUESTS, "if sum(map(len, files)) > MAX_UPLOAD_BYTES", "if False"),
+        (REQUESTS, "if sum(len(file.content) for file in files) > MAX_UPLOAD_BYTES", "if False"),
     ),
     mutant(
         26,
@@ -302,6 +306,13 @@ MUTANTS = [
         input_kind="json",
     ),
     mutant(32, "any-type", (REQUESTS, "name in UNTYPED or", "True or")),
+    mutant(
+        32,
+        "type-that-is-not-declared",
+        (INFERENCE, '("*/*",)', '("text/*",)'),
+        (INPUTS, 'tuple(name.partition("*")[0] for name in self.content_types)', '("",)'),
+        input_kind="file",
+    ),
     mutant(32, "no-unknown-type", (REQUESTS, '("", OCTET_STREAM, ', '("", ')),
     mutant(33, "other-status", (ERRORS, "return 422, {", "return 400, {")),
     mutant(33, "missing-file-not-told", (REQUESTS, "if not files:", "if False:")),
@@ -414,7 +425,7 @@ MUTANTS = [
     mutant(
         52,
         "no-raw-body",
-        (REQUESTS, "files = [body] if body or content_type else []", "files = []"),
+        (REQUESTS, 'files = [Upload.sent(body, said.get("filename"), header)]', "files = []"),
     ),
     mutant(
         52,

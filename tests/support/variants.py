@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 CONTRACTS = ("oip", "oip-grpc", "sagemaker", "model-engine")
 # The files that the stock models are sent.
-EXAMPLES = {"image": "example.png", "audio": "example.wav", "video": "example.mp4", "json": ""}
+EXAMPLES = {"image": "example.png", "audio": "example.wav", "video": "example.mp4"}
+EXAMPLES |= {"json": "", "file": "example.txt"}
 FEATURES = (
     "observability",
     "gpu",
@@ -158,10 +159,12 @@ def variants() -> tuple[Variant, ...]:
 def _with_others(cells: list[Variant]) -> Iterator[Variant]:
     """Give each cell the values of the other questions that make the most pairs not yet seen.
 
-    Those whose whole suite is run come first, so that as many pairs as can be are among them.
+    Those whose whole suite is run come first, so that as many pairs as can be are among them; and
+    before others those of a model type with few of them.
     """
     seen: set[frozenset[tuple[str, Any]]] = set()
-    for cell in sorted(cells, key=lambda cell: not cell.is_full_depth):
+    kinds = {name: len(row["input_kinds"]) for name, row in table("model_types").items()}
+    for cell in sorted(cells, key=lambda cell: (not cell.is_full_depth, kinds[cell.model_type])):
         axes = {
             "model_type": cell.model_type,
             "input_kind": cell.input_kind,

@@ -69,7 +69,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "feature-that-is-no-list": (["features=batching"], "-d 'features=[batching]'"),
     "feature-of-later": (["features=[playground]"], "'observability', 'gpu', 'batching'"),
     "question-of-later": (["predictions=local"], "There is no question named 'predictions'"),
-    "input-of-later": (["input_kind=file"], "'image', 'image-params', 'image-batch'"),
+    "unknown-input": (["input_kind=text"], "'image', 'image-params', 'image-batch'"),
     "manifest-that-is-not-there": (["deploy=[helm]"], "'kubernetes'"),
     "empty-description": (["project_description= "], "'Reads the text in scanned pages'"),
     "description-with-quote": (

@@ -123,6 +123,7 @@ WEIGHTS = {
     "audio": "loudest-note.onnx",
     "video": "frame-difference.onnx",
     "json": "linear-trend.onnx",
+    "file": "byte-classes.onnx",
 }
 # Packages whose modules have another name.
 MODULES = {
@@ -448,6 +449,8 @@ def unseen(variant: Variant) -> set[str]:
         numbers |= {58, 59, 60}
     if variant.input_kind == "json":
         numbers.add(52)
+    if variant.input_kind == "file":
+        numbers |= {31, 32}
     if "streaming" not in variant.features:
         numbers.add(61)
     others = dict(variant.others)

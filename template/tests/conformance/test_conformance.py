@@ -498,24 +498,30 @@ def test_ms_29_recovers_from_hung_calls(model: Service, samples: Samples) -> Non
 
 def test_ms_30_order(loading: Service, samples: Samples) -> None:
     """What is wrong with a request is said before the readiness, if it is seen without decoding."""
-    assert ask(loading, samples.wrong_type).status_code == 415
+    if samples.wrong_type:
+        assert ask(loading, samples.wrong_type).status_code == 415
     assert ask(loading, samples.empty).status_code == 400
     assert ask(loading, samples.missing).status_code == 422
-    assert ask(loading, samples.corrupt).status_code == (503 if samples.field else 400)
+    if samples.corrupt:
+        assert ask(loading, samples.corrupt).status_code == (503 if samples.field else 400)
 
 
 def test_ms_31_corrupt(service: Service, samples: Samples) -> None:
     """What cannot be decoded is 400."""
-    assert ask(service, samples.corrupt).status_code == 400
+    request = samples.corrupt or pytest.skip("only the model knows which files it can read")
+    assert ask(service, request).status_code == 400
 
 
 def test_ms_32_wrong_type(service: Service, samples: Samples) -> None:
     """A content type that is not taken is 415."""
-    assert ask(service, samples.wrong_type).status_code == 415
+    request = samples.wrong_type or pytest.skip("files of all types are taken")
+    assert ask(service, request).status_code == 415
 
 
 def test_ms_32_unknown_type_is_looked_at(service: Service, samples: Samples) -> None:
     """A file that is sent as application/octet-stream is decoded by what it holds."""
+    if samples.wrong_type is None:
+        pytest.skip("files of all types are taken")
     request = samples.untyped or pytest.skip("the endpoint takes no file")
     assert ask(service, request).status_code == 200
 
@@ -632,7 +638,7 @@ def test_ms_48_busy(launcher: Launcher, answer: str, samples: Samples) -> None:
         calls.append(pool.submit(ask, running, samples.valid))
         busy = running.wait_until("/ready", 503)
         assert detail(busy) == "Too many requests are waiting."
-        refused = ask(running, samples.wrong_type)
+        refused = ask(running, samples.missing)
         assert (refused.status_code, int(refused.headers["Retry-After"]) > 0) == (503, True)
         assert declare_a_terabyte(running, samples)[0] == 503
         running.predict_works()
@@ -1036,8 +1042,7 @@ def test_ms_68_own_parts(numbering: Service, samples: Samples) -> None:
 
 def test_ms_68_at_once(service: Service, samples: Samples, answer: str) -> None:
     """What is asked at once is answered as it is one by one."""
-    wrong = [samples.empty, samples.corrupt, samples.wrong_type, samples.missing]
-    requests = [samples.valid, samples.changed(), *wrong]
+    requests = [samples.valid, samples.changed(), *samples.rejected]
     alone = [ask(service, request) for request in requests]
     body = alone[0].raise_for_status().json()
     is_repeatable = is_alike(json.loads(answer), body["outputs"][0] if samples.several else body)
@@ -1114,7 +1119,8 @@ def test_ms_70_failures_on_the_way(numbering: Service, samples: Samples) -> None
 
 def test_ms_70_unreadable(service: Service, samples: Samples) -> None:
     """What a decoder fails with is not told either."""
-    response = ask(service, samples.corrupt)
+    request = samples.corrupt or pytest.skip("only the model knows which files it can read")
+    response = ask(service, request)
     assert response.is_client_error
     assert_tells_nothing(response.text)
 

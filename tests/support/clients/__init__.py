@@ -40,10 +40,13 @@ from pathlib import Path
 import numpy as np
 
 from inference import DECODER
+from serving import Upload
 
-[item] = DECODER.decode([Path(sys.argv[1]).read_bytes()], None)
+[item] = DECODER.decode([Upload(Path(sys.argv[1]).read_bytes())], None)
 form = DECODER.tensor
-found = np.asarray(getattr(item, form.name))
+is_file = form.name == "bytes"
+found = np.frombuffer(item.file.content, "u1") if is_file else getattr(item, form.name)
+found = np.asarray(found)
 tensor = {"name": form.name, "datatype": form.datatype, "shape": [1, *found.shape]}
 if form.name == "frames":
     tensor["shape"] = list(found.shape)
