@@ -19,7 +19,7 @@ DESCRIPTION: dict[int | str, dict[str, Any]] = {
 
 
 def encode_archive(
-    encode_json: Callable[[str, list[Any]], Response], accept: str, outputs: list[Any]
+    encode: Callable[[list[Any]], bytes], accept: str, outputs: list[Any]
 ) -> Response:
     """Return the files as JSON, or as an archive where Accept prefers that.
 
@@ -27,7 +27,7 @@ def encode_archive(
     order. Raises ValueError for NaN and infinity.
     """
     if quality(accept, ZIP) <= quality(accept, "application/json"):
-        return encode_json(accept, outputs)
+        return Response(encode(outputs), media_type="application/json")
     rows = [file.model_dump(mode="json", exclude={"data"}) for file in outputs]
     with ZipFile(buffer := BytesIO(), "w") as archive:
         for number, file in enumerate(outputs, start=1):
