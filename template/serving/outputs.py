@@ -2,24 +2,26 @@
 
 import json
 import re
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from importlib import import_module
 from io import BytesIO
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import quote
 
 from fastapi import Response
-from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, Strict, WithJsonSchema
 
 
 class File(BaseModel):
     """A file: the answer itself, with its further fields as headers, or a field of the answer."""
 
+    model_config = ConfigDict(val_json_bytes="base64")
+
     content_type: str = Field("application/octet-stream", pattern="^[!-~]+/[ -~]+$")
     name: str = Field("", pattern=r"^[^/\\\x00-\x1f]*$")
     data: Annotated[
         bytes,
-        BeforeValidator(lambda x: b64decode(x, validate=True) if isinstance(x, str) else x),
+        Strict(),  # a text is base64 in JSON only
         PlainSerializer(lambda x: b64encode(x).decode(), when_used="json"),
         WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
     ]
