@@ -17,7 +17,9 @@ from zipfile import ZipFile
 import httpx
 import pytest
 
+from tests.service.test_openapi import CLIENT, SCRIPTS, generate, make_python_client
 from tests.support.clients import driver
+from tests.support.environments import run, tool
 from tests.support.live import Live, live
 from tests.support.open_inference import INFER, make, started, tensor
 from tests.support.openapi import export, validate
@@ -434,9 +436,18 @@ def test_document(painter: Live) -> None:
     assert fields["content_type"]["enum"] == ["image/png", "image/webp"]
 
 
-def test_valid_documents(painter_project: Path, tmp_path: Path) -> None:
-    """Both documents that the service writes are valid OpenAPI."""
+def test_generated_clients(painter_project: Path, painter: Live, tmp_path: Path) -> None:
+    """The documents are valid, generators take them, and a client that knows Accept gets JSON."""
     validate(export(painter_project, tmp_path))
+    make_python_client(tmp_path / "openapi.json", tmp_path / "other")
+    generate("openapi-generator", tmp_path / "openapi-3.0.json", tmp_path / "client")
+    calls = json.dumps({"infer": {"path": {}, "body": {"red": 9}}})
+    script = str(SCRIPTS / "of_openapi_generator.py")
+    command = [tool("generated-client", *CLIENT), script, painter.url, calls]
+    answer = json.loads(run(command, env={"PYTHONPATH": str(tmp_path / "client")}))["infer"]
+    file = painter.client.post("/infer", json={"red": 9}).raise_for_status()
+    assert b64decode(answer["data"]) == file.content
+    assert answer["corner_colors"] == [9, 0, 0]
 
 
 def test_stream(painter: Live) -> None:

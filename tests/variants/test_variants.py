@@ -59,6 +59,7 @@ ALWAYS = {
     "serving/inputs.py",
     "serving/limits.py",
     "serving/logs.py",
+    "serving/outputs.py",
     "serving/requests.py",
     "serving/runner.py",
     "serving/schemas.py",
@@ -195,6 +196,10 @@ def expected_files(variant: Variant) -> set[str]:
         files.add(WEIGHTS[media])
     if variant.preset == "minilm" or (variant.preset == "none" and not is_linear):
         files.add("tests/checkpoint.py")
+    if media != "image":
+        files.add("serving/media.py")
+    if variant.input_kind == "image-batch":
+        files.add("serving/archive.py")
     for feature in variant.features:
         files |= FEATURE_FILES[feature]
     if "kubernetes" in others["deploy"]:
