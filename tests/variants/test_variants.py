@@ -196,10 +196,8 @@ def expected_files(variant: Variant) -> set[str]:
         files.add(WEIGHTS[media])
     if variant.preset == "minilm" or (variant.preset == "none" and not is_linear):
         files.add("tests/checkpoint.py")
-    if media != "image":
-        files.add("serving/media.py")
-    if variant.input_kind == "image-batch":
-        files.add("serving/archive.py")
+    files |= {"serving/media.py"} if media != "image" else set()
+    files |= {"serving/archive.py"} if variant.input_kind == "image-batch" else set()
     for feature in variant.features:
         files |= FEATURE_FILES[feature]
     if "kubernetes" in others["deploy"]:

@@ -35,7 +35,7 @@ def array(tensor: dict[str, Any]) -> np.ndarray:
 
 
 def plain(name: str, datatype: str, elements: np.ndarray) -> dict[str, Any]:
-    """Return a tensor of an answer as a line can have it; BYTES that are no text have surrogates."""
+    """Return a tensor of an answer as a line can have it; BYTES that are no text are escaped."""
     flat = elements.ravel().tolist()
     if datatype == "BYTES":
         escaped = "surrogateescape"
