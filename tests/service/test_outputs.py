@@ -92,7 +92,8 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("studio")
     answers = {"model_type": "custom", "input_kind": "json"}
     contracts = ["sagemaker", "model-engine"]
-    project = render(folder / "service", answers | {"contracts": contracts})
+    features = ["isolation"]  # so that each answer comes from another process
+    project = render(folder / "service", answers | {"contracts": contracts, "features": features})
     put_model(project, STUDIO)
     with live(project, python(), folder / "log") as service:
         service.ready()
@@ -582,6 +583,56 @@ class Model:
         side = item.params.side
         return Output.of(item.image.resize((side, side)), name=item.params.name, side=side)
 '''
+
+
+# Gives back what was sent.
+ECHO = '''"""Gives a recording back."""
+
+from pydantic import BaseModel
+
+from serving import Decoder, Input, Recording
+
+MODEL_NAME = "echo"
+DECODER = Decoder(sample_rate=8_000)
+
+
+class Params(BaseModel):
+    """Parameters beside the recording: none."""
+
+
+Output = Recording
+EXAMPLE = {"file": "example.wav"}
+
+
+class Model:
+    """Encodes."""
+
+    def __init__(self, device: str) -> None:
+        """Take the device, which is not needed."""
+        self.device = device
+
+    def predict(self, inputs: list[Input[Params]]) -> list[Output]:
+        """Return each."""
+        return [Recording.of(item.samples, item.sample_rate) for item in inputs]
+'''
+
+
+def test_warning(tmp_path: Path) -> None:
+    """What is known of the input since it is decoded is a header beside the file, too."""
+    project = render(tmp_path / "service", {"model_type": "custom", "input_kind": "audio"})
+    put_model(project, ECHO)
+    file = (project / "example.wav").read_bytes()
+    with live(project, python(), tmp_path / "log") as service:
+        client = service.ready()
+        answer = client.post("/transcribe", files={"file": file}).raise_for_status()
+        cut = client.post("/transcribe", files={"file": file[: len(file) // 2]}).raise_for_status()
+    assert "x-input-warning" not in answer.headers
+    assert cut.headers["x-input-warning"]
+    for found in (answer, cut):
+        assert found.headers["content-type"] == "audio/wav"
+        with wave.open(io.BytesIO(found.content)) as recording:
+            assert recording.getframerate() == 8000
+            assert recording.getnframes() > 0
 
 
 def test_archive(tmp_path: Path) -> None:
