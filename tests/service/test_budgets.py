@@ -11,7 +11,7 @@ from tests.support.rendering import render
 from tests.support.variants import CONTRACTS, FEATURES, ROOT
 
 # Lines of Python in a service but for its tests and its decoder, the stock model included.
-MAX_LINES = {"bare": 1662, "default": 1880}
+MAX_LINES = {"bare": 1742, "default": 1960}
 EVERYTHING = {"features": list(FEATURES), "contracts": list(CONTRACTS), "auth": "jwt"}
 MAX_TAGS = 40
 MAX_LINES_OF_MAIN = 120

@@ -45,7 +45,13 @@ BATCHING, ISOLATION = "serving/batching.py", "serving/isolation.py"
 STREAMING, DOCUMENTS = "serving/streaming.py", "serving/contracts/documents.py"
 SAGEMAKER, MODEL_ENGINE = "serving/contracts/sagemaker.py", "serving/contracts/model_engine.py"
 OIP, GRPC = "serving/contracts/oip/routes.py", "serving/contracts/oip/grpc_server.py"
-SIGNATURE = "serving/contracts/oip/signature.py"
+SIGNATURE, OUTPUTS = "serving/contracts/oip/signature.py", "serving/outputs.py"
+# An answer that is a file, with two headers.
+ANSWERS_A_FILE = (
+    (INFERENCE, "import Decoder, Input", "import Decoder, Input, Picture"),
+    (INFERENCE, "class Output(BaseModel):", "class Output(Picture):"),
+    (INFERENCE, "return Output(", "return Output.of(image, "),
+)
 # A model in few lines.
 MODEL = """
 class Model:
@@ -228,6 +234,11 @@ MUTANTS = [
     mutant(
         24, "answer-is-text", (SERVICE, 'media_type="application/json"', 'media_type="text/plain"')
     ),
+    mutant(24, "another-file", *ANSWERS_A_FILE, (OUTPUTS, "(file.data,", "(file.data[1:],")),
+    mutant(
+        24, "another-type", *ANSWERS_A_FILE, (OUTPUTS, '"Content-Type": file', '"No-Type": file')
+    ),
+    mutant(24, "headers-lost", *ANSWERS_A_FILE, (OUTPUTS, ", **headers}", "}")),
     mutant(
         25,
         "empty-is-unreadable",
@@ -774,9 +785,9 @@ MUTANTS = [
         "kept-for-all",
         (
             SERVICE,
-            "        job = Job(parsed.decode, partial(encode_strictly, encode))\n",
+            "        job = Job(parsed.decode, encode_answer)\n",
             (
-                "        self.job = Job(parsed.decode, partial(encode_strictly, encode))\n"
+                "        self.job = Job(parsed.decode, encode_answer)\n"
                 "        await __import__('asyncio').sleep(0.1)\n        job = self.job\n"
             ),
         ),

@@ -59,6 +59,7 @@ ALWAYS = {
     "serving/inputs.py",
     "serving/limits.py",
     "serving/logs.py",
+    "serving/outputs.py",
     "serving/requests.py",
     "serving/runner.py",
     "serving/schemas.py",
@@ -201,6 +202,8 @@ def expected_files(variant: Variant) -> set[str]:
         files.add(WEIGHTS[media])
     if variant.preset == "minilm" or (variant.preset == "none" and not is_linear):
         files.add("tests/checkpoint.py")
+    files |= {"serving/media.py"} if media != "image" else set()
+    files |= {"serving/archive.py"} if variant.input_kind == "image-batch" else set()
     for feature in variant.features:
         files |= FEATURE_FILES[feature]
     if "kubernetes" in others["deploy"]:

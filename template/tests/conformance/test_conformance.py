@@ -12,10 +12,13 @@ import os
 import re
 import select
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from io import BytesIO
 from typing import Any, TypeVar
+from zipfile import ZipFile
 
 import httpx
 import pytest
@@ -411,6 +414,32 @@ def test_ms_24_answer_fits_the_schema(service: Service, samples: Samples) -> Non
     response = ask(service, samples.valid)
     assert response.headers["content-type"] == "application/json"
     check_fields(service, samples, response.json())
+
+
+def test_ms_24_file(
+    service: Service, samples: Samples, answer: str, request: pytest.FixtureRequest
+) -> None:
+    """An answer that can be had as a file is one of a declared type, and has all that JSON has."""
+    document = service.client.get("/openapi.json").json()
+    declared = document["paths"][samples.route]["post"]["responses"]["200"]["content"]
+    types = declared.keys() - {"application/json"}
+    if not types:
+        pytest.skip("the answer is JSON")
+    fake_model: Service = request.getfixturevalue("fake_model")
+    response = ask(fake_model, samples.valid | {"headers": {"Accept": ", ".join(types)}})
+    assert types & {response.raise_for_status().headers["content-type"], "*/*"}
+    output, content = json.loads(answer), response.content
+    if samples.several:
+        with ZipFile(BytesIO(content)) as archive:
+            [content, *_] = map(archive.read, archive.namelist())
+            told = json.loads(archive.read("outputs.json"))["outputs"][0]
+    else:
+        assert response.headers["content-type"] == output["content_type"]
+        headers = {name.lower(): text for name, text in response.headers.items()}
+        others = output.keys() - {"content_type", "name", "data"}
+        told = output | {name: json.loads(headers[f"x-output-{name.lower()}"]) for name in others}
+    assert content == b64decode(output["data"])
+    assert told | {"data": output["data"]} == output
 
 
 def check_fields(service: Service, samples: Samples, answer: Any) -> None:

@@ -35,10 +35,11 @@ def array(tensor: dict[str, Any]) -> np.ndarray:
 
 
 def plain(name: str, datatype: str, elements: np.ndarray) -> dict[str, Any]:
-    """Return a tensor of an answer as a line can have it; BYTES have to be text."""
+    """Return a tensor of an answer as a line can have it; BYTES that are no text are escaped."""
     flat = elements.ravel().tolist()
     if datatype == "BYTES":
-        flat = [item.decode() if isinstance(item, bytes) else item for item in flat]
+        escaped = "surrogateescape"
+        flat = [x.decode(errors=escaped) if isinstance(x, bytes) else x for x in flat]
     return {"name": name, "datatype": datatype, "shape": list(elements.shape), "data": flat}
 
 
