@@ -1,0 +1,444 @@
+"""A live service behind OpenAI's client, and behind libraries that speak its API."""
+
+import base64
+import json
+import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.clients import driver
+from tests.support.live import Live, live, wait_for
+from tests.support.rendering import render
+from tests.support.updating import change, put_model, python
+
+NAME = "my-model-server"
+# The last message says what to do.
+MODEL = '''"""Says what it is told to."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import Any, Unpack
+
+from pydantic import BaseModel
+
+from serving import BadInput, Input
+from serving.generation import Function, Message, Part, Sampling, Schema, ToolCall, TokenLogprob
+
+MODEL_NAME = os.getenv("MODEL_NAME", "scripted")
+
+
+class Params(BaseModel):
+    """The request's body."""
+
+    text: str = ""
+
+
+class Output(BaseModel):
+    """What came."""
+
+    text: str
+
+
+EXAMPLE: dict[str, str] = {}
+
+
+class Model:
+    """Says what it is told to."""
+
+    max_streams = 2
+
+    def __init__(self, device: str) -> None:
+        """Load nothing."""
+
+    def predict(self, inputs: list[Input[Params]]) -> list[Output]:
+        """Repeat each."""
+        return [Output(text=item.params.text) for item in inputs]
+
+    def chat(
+        self,
+        messages: list[Message],
+        *,
+        schema: Schema | None = None,
+        tools: list[dict[str, Any]] | None = None,
+        tool_choice: str = "auto",
+        **sampling: Unpack[Sampling],
+    ) -> Iterator[Part | str]:
+        """Say what stands behind the first word."""
+        order, _, text = (messages[-1].content or "").partition(" ")
+        told = json.dumps(sampling, sort_keys=True)
+        count = sum(len((message.content or "").split()) for message in messages)
+        if schema:
+            order, text = "say", json.dumps({"name": "Paris", "inhabitants": 2})
+        if tools:
+            name = tools[0]["function"]["name"] if tool_choice != "none" else ""
+            arguments = json.dumps({"name": "Paris", "inhabitants": 3})
+            call = ToolCall(id="call_1", function=Function(name=name, arguments=arguments))
+            yield Part(tool_calls=[call], prompt_tokens=count, completion_tokens=1)
+            return
+        if order == "options":
+            yield told
+            return
+        if order == "history":
+            yield json.dumps([message.model_dump(exclude_none=True) for message in messages])
+            return
+        if order == "reject":
+            raise BadInput(text)
+        words = text.split()[: sampling.get("max_tokens", 100)]
+        for place, word in enumerate(words):
+            while order == "wait" and place and os.path.exists("hang"):
+                with open("hanging", "a") as file:
+                    file.write(text)
+                time.sleep(0.02)
+            if order == "fail" and place == 1:
+                raise ValueError("secret")
+            piece = word if place == 0 else " " + word
+            token = TokenLogprob(token=piece, logprob=-0.5, bytes=[*piece.encode()], top_logprobs=[])
+            yield Part(piece, logprobs=[token] if "top_logprobs" in sampling else [])
+        reason = "length" if len(words) < len(text.split()) else "stop"
+        yield Part(finish_reason=reason, prompt_tokens=count, completion_tokens=len(words))
+
+    def complete(self, prompt: str, *, max_tokens: int = 16, seed: int = 0) -> Iterator[Part | str]:
+        """Say the prompt backwards."""
+        yield prompt[::-1][:max_tokens]
+        if seed:
+            yield f" {seed}"
+        yield Part(prompt_tokens=len(prompt), completion_tokens=1)
+
+    def embed(
+        self, texts: list[str], *, dimensions: int = 3
+    ) -> tuple[list[list[float]], int]:
+        """Return the length, the number of texts in this call, and zeros."""
+        with open("embedded", "a") as file:
+            print(len(texts), file=file)
+        vectors = [[float(len(text)), float(len(texts)), 0.1][:dimensions] for text in texts]
+        return vectors, sum(map(len, texts))
+'''
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Render a service with a model that does what it is told."""
+    folder = tmp_path_factory.mktemp("openai") / "service"
+    answers = {"model_type": "custom", "input_kind": "json", "accelerator": "cpu"}
+    project = render(folder, answers | {"contracts": ["openai", "model-engine"]})
+    put_model(project, MODEL)
+    return project
+
+
+@pytest.fixture(scope="module")
+def service(project: Path) -> Iterator[Live]:
+    """Run it."""
+    with live(project, python(), project.parent / "log", MAX_QUEUE_SIZE="4") as running:
+        running.ready()
+        yield running
+
+
+def create(service: Live, api: str, **body: Any) -> Any:
+    """Create an answer by OpenAI's client."""
+    how = {name: body.pop(name) for name in ("how", "key", "retries") if name in body}
+    return driver("of_openai")("create", service.url, api, {"model": NAME, **body}, **how)
+
+
+def stream(service: Live, api: str, *, how: str = "sync", **body: Any) -> list[Any]:
+    """Return the chunks of an answer, by OpenAI's client."""
+    chunks: list[Any] = driver("of_openai")(
+        "stream", service.url, api, {"model": NAME, **body}, how=how
+    )
+    return chunks
+
+
+def say(text: str) -> list[dict[str, Any]]:
+    """Return the messages that have the model do this."""
+    return [{"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize("how", ["sync", "async", "raw"])
+def test_chat(service: Live, how: str) -> None:
+    """A conversation is answered, with the reason for its end and the tokens counted."""
+    whole = create(service, "chat", messages=say("say one two three"), how=how)
+    [choice] = whole["choices"]
+    assert choice["message"]["content"] == "one two three"
+    assert choice["finish_reason"] == "stop"
+    assert whole["usage"] == {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
+    assert whole["model"] == NAME
+    cut = create(service, "chat", messages=say("say one two three"), max_tokens=2, how=how)
+    assert cut["choices"][0]["message"]["content"] == "one two"
+    assert cut["choices"][0]["finish_reason"] == "length"
+    assert cut["id"] != whole["id"]
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_chat_in_chunks(service: Live, how: str) -> None:
+    """The chunks of a stream make the same answer; the last counts the tokens, where asked to."""
+    usage = {"include_usage": True}
+    messages = say("say one two three")
+    chunks = stream(service, "chat", messages=messages, stream_options=usage, n=2, how=how)
+    *chunks, last = chunks
+    assert last["choices"] == []
+    assert last["usage"] == {"prompt_tokens": 4, "completion_tokens": 6, "total_tokens": 10}
+    assert {chunk["id"] for chunk in chunks} == {last["id"]}
+    assert all(chunk["usage"] is None for chunk in chunks)
+    choices = [chunk["choices"][0] for chunk in chunks]
+    for index in (0, 1):
+        own = [choice for choice in choices if choice["index"] == index]
+        assert own[0]["delta"] == {"role": "assistant", "content": ""}
+        assert "".join(x["delta"].get("content", "") for x in own) == "one two three"
+        assert [x["finish_reason"] for x in own] == [None] * (len(own) - 1) + ["stop"]
+    assert "usage" not in stream(service, "chat", messages=messages)[-1]
+
+
+def test_end_of_a_stream(service: Live) -> None:
+    """A stream is server-sent events, and ends as OpenAI's do."""
+    body = {"model": NAME, "messages": say("say a"), "stream": True}
+    response = service.client.post("/v1/chat/completions", json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.text.endswith("\n\ndata: [DONE]\n\n")
+
+
+def test_several_choices(service: Live) -> None:
+    """Each choice is a call of its own; the prompt counts once."""
+    whole = create(service, "chat", messages=say("say one two"), n=3)
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
+    assert whole["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
+    told = create(service, "chat", messages=say("options"), n=2, seed=7)
+    seeds = [json.loads(choice["message"]["content"])["seed"] for choice in told["choices"]]
+    assert seeds == [7, 8]
+    assert "usage" not in told
+
+
+def test_options(service: Live) -> None:
+    """What a request says of sampling is what the model is told; nothing is made up."""
+    sampling = {"temperature": 0.5, "top_p": 0.9, "seed": 1, "stop": ["x"], "max_tokens": 9}
+    sampling |= {"presence_penalty": 0.1, "frequency_penalty": 0.2, "logit_bias": {"1": 2.0}}
+    for given, told in (
+        (sampling, sampling),
+        ({}, {}),
+        ({"stop": "x"}, {"stop": ["x"]}),
+        ({"max_completion_tokens": 9}, {"max_tokens": 9}),
+        ({"logprobs": True, "top_logprobs": 2}, {"top_logprobs": 2}),
+        ({"logprobs": False, "n": 1, "user": "me", "response_format": {"type": "text"}}, {}),
+    ):
+        answer = create(service, "chat", messages=say("options"), **given)
+        assert json.loads(answer["choices"][0]["message"]["content"]) == told
+
+
+def test_messages(service: Live) -> None:
+    """The whole conversation arrives, whatever form its texts have."""
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    texts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": texts, "name": "Ada"},
+        {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None},
+        {"role": "tool", "content": "42", "tool_call_id": "1"},
+        {"role": "user", "content": "history"},
+    ]
+    answer = create(service, "chat", messages=messages)
+    assert json.loads(answer["choices"][0]["message"]["content"]) == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "a\nb", "name": "Ada"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "42", "tool_call_id": "1"},
+        {"role": "user", "content": "history"},
+    ]
+
+
+def test_logprobs(service: Live) -> None:
+    """How likely tokens were comes along, whole and in chunks."""
+    asked = {"messages": say("say one two"), "logprobs": True}
+    [choice] = create(service, "chat", **asked)["choices"]
+    assert [each["token"] for each in choice["logprobs"]["content"]] == ["one", " two"]
+    chunks = [chunk["choices"][0] for chunk in stream(service, "chat", **asked)]
+    tokens = [x["logprobs"]["content"][0]["token"] for x in chunks if x["logprobs"]]
+    assert tokens == ["one", " two"]
+
+
+def test_tools(service: Live) -> None:
+    """A call that the model asks for comes whole, and in a stream."""
+    parameters = {"type": "object", "properties": {"name": {"type": "string"}}}
+    tools = [{"type": "function", "function": {"name": "find", "parameters": parameters}}]
+    [choice] = create(service, "chat", messages=say("x"), tools=tools)["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] is None
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "find"
+    chunks = stream(service, "chat", messages=say("x"), tools=tools, tool_choice="required")
+    [call] = [call for x in chunks for call in x["choices"][0]["delta"].get("tool_calls", [])]
+    assert (call["index"], call["function"]["name"]) == (0, "find")
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_completions(service: Live) -> None:
+    """Texts are continued, several in one request, each as often as is wanted."""
+    whole = create(service, "completions", prompt=["abc", "de"], n=2, seed=4)
+    assert [choice["text"] for choice in whole["choices"]] == ["cba 4", "cba 5", "ed 4", "ed 5"]
+    assert whole["usage"] == {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
+    usage = {"include_usage": True}
+    *chunks, last = stream(service, "completions", prompt="abc", seed=4, stream_options=usage)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "cba 4"
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert last["usage"]["total_tokens"] == 4
+
+
+def test_embeddings(service: Live, project: Path) -> None:
+    """All texts of a request go into one call; base64, which the client asks for, is the same."""
+    (project / "embedded").unlink(missing_ok=True)
+    texts = ["a", "bb", "ccc"]
+    expected = [pytest.approx([n, 3, 0.1]) for n in (1, 2, 3)]
+    for given in ({"encoding_format": "float"}, {}):
+        made = create(service, "embeddings", input=texts, **given)
+        assert [each["index"] for each in made["data"]] == [0, 1, 2]
+        assert [each["embedding"] for each in made["data"]] == expected
+        assert made["usage"] == {"prompt_tokens": 6, "total_tokens": 6}
+    body = {"model": NAME, "input": texts, "encoding_format": "base64"}
+    raw = service.client.post("/v1/embeddings", json=body).json()
+    packed = [base64.b64decode(each["embedding"]) for each in raw["data"]]
+    assert [list(struct.unpack("<3f", each)) for each in packed] == expected
+    assert set((project / "embedded").read_text().split()) == {"3"}
+    made = create(service, "embeddings", input="abcd", dimensions=1)
+    assert made["data"][0]["embedding"] == [4.0]
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str | None, str | None]] = {
+    "no messages": ("chat", {}, "messages", "missing_required_parameter"),
+    "empty": ("chat", {"messages": []}, "messages", "invalid_value"),
+    "a picture": (
+        "chat",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "messages.0.content",
+        "invalid_value",
+    ),
+    "no content": ("chat", {"messages": [{"role": "user"}]}, "messages.0", "invalid_value"),
+    "hot": ("chat", {"messages": say("x"), "temperature": 3}, "temperature", "invalid_value"),
+    "a text": ("chat", {"messages": say("x"), "temperature": "1"}, "temperature", "invalid_value"),
+    "unknown": ("chat", {"messages": say("x"), "tepmerature": 1}, "tepmerature", "unknown_parameter"),
+    "audio": ("chat", {"messages": say("x"), "modalities": ["audio"]}, "modalities", "unknown_parameter"),
+    "parallel": (
+        "chat",
+        {
+            "messages": say("x"),
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+            "parallel_tool_calls": False,
+        },
+        "parallel_tool_calls",
+        "unsupported_parameter",
+    ),
+    "no such tool": ("chat", {"messages": say("x"), "tool_choice": "f"}, "tool_choice", None),
+    "options of no stream": (
+        "chat",
+        {"messages": say("x"), "stream_options": {"include_usage": True}},
+        "stream_options",
+        None,
+    ),
+    "schema missing": (
+        "chat",
+        {"messages": say("x"), "response_format": {"type": "json_schema"}},
+        "response_format",
+        "invalid_value",
+    ),
+    "both": ("chat", {"messages": say("x"), "max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", None),
+    "by the model": ("chat", {"messages": say("reject so")}, None, None),
+    "hot completion": ("completions", {"prompt": "x", "temperature": 0}, "temperature", "unsupported_parameter"),
+    "tokens": ("completions", {"prompt": [1, 2]}, "prompt.0", "invalid_value"),
+    "echo": ("completions", {"prompt": "x", "echo": True}, "echo", "unsupported_parameter"),
+    "none": ("embeddings", {"input": []}, "input", "invalid_value"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(service: Live, name: str) -> None:
+    """What is wrong or not supported is 400, with the field's name."""
+    api, body, param, code = REFUSED[name]
+    path = {"chat": "/v1/chat/completions"}.get(api, f"/v1/{api}")
+    response = service.client.post(path, json={"model": NAME, **body})
+    assert response.status_code == 400, response.text
+    assert list(response.json()) == ["error"]
+    error = response.json()["error"]
+    assert (error["param"], error["code"]) == (param, code), error
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+
+
+def test_errors(service: Live) -> None:
+    """OpenAI's client raises its own errors, of all that goes wrong."""
+    other = create(service, "chat", model="gpt", messages=say("x"))["failure"]
+    assert (other["status"], other["class"]) == (404, "NotFoundError")
+    assert (other["code"], other["param"]) == ("model_not_found", "model")
+    failed = create(service, "chat", messages=say("fail one two"))["failure"]
+    assert (failed["status"], failed["class"]) == (500, "InternalServerError")
+    assert failed["type"] == "server_error"
+    assert "secret" not in str(failed)
+    *chunks, failure = stream(service, "chat", messages=say("fail one two"))
+    assert [x["choices"][0]["delta"].get("content") for x in chunks] == ["", "one"]
+    assert failure["failure"]["type"] == "server_error"
+    assert "secret" not in str(failure)
+    client = service.client
+    posts = {
+        400: client.post("/v1/chat/completions", content=b"{", headers={"Content-Type": "a/json"}),
+        404: client.post("/v1/images/generations", json={}),
+        405: client.get("/v1/chat/completions"),
+        415: client.post("/v1/chat/completions", content=b"x", headers={"Content-Type": "a/b"}),
+    }
+    posts[400] = client.post(
+        "/v1/chat/completions", content=b"{", headers={"Content-Type": "application/json"}
+    )
+    for status, response in posts.items():
+        assert response.status_code == status
+        assert sorted(response.json()["error"]) == ["code", "message", "param", "type"]
+
+
+def test_models(service: Live) -> None:
+    """The model is named; another is not found."""
+    names, model = driver("of_openai")("models", service.url, NAME)
+    assert names == [NAME]
+    assert (model["id"], model["object"]) == (NAME, "model")
+    _, missing = driver("of_openai")("models", service.url, "a/b")
+    assert missing["failure"]["code"] == "model_not_found"
+
+
+def test_document(service: Live) -> None:
+    """The OpenAPI document has what the model can do, and no more."""
+    paths = service.client.get("/openapi.json").json()["paths"]
+    assert {path for path in paths if path.startswith("/v1")} == {
+        "/v1/models",
+        "/v1/models/{name}",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+    }
+    body = paths["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]
+    fields = body["schema"]["properties"]
+    assert {"max_tokens", "seed", "stream"} <= fields.keys()
+    assert not fields.keys() & {"temperature", "stop", "logprobs"}
+
+
+def test_model_engine(service: Live) -> None:
+    """What Model Engine's forwarder passes on is under "args"."""
+    body = {"model": NAME, "messages": say("say one")}
+    for document in (body, {"args": body}):
+        response = service.client.post("/v1/chat/completions", json=document)
+        choice = response.raise_for_status().json()["choices"][0]
+        assert choice["message"]["content"] == "one"
+    events = service.client.post("/v1/chat/completions", json={"args": {**body, "stream": True}})
+    assert events.text.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("name", ["by_litellm", "by_langchain"])
+def test_libraries(service: Live, name: str) -> None:
+    """Other libraries get the same answers, with nothing changed for this service."""
+    whole, streamed, tokens, *vectors = driver("of_openai")(name, service.url, NAME, "say one two")
+    assert (whole, streamed, tokens) == ("one two", "one two", 2)
+    assert vectors in ([], [[[1.0, 2.0, pytest.approx(0.1)], [2.0, 2.0, pytest.approx(0.1)]]])
+
+
+@pytest.mark.parametrize(("native", "inhabitants"), [(True, 2), (False, 3)])
+def test_structured(service: Live, native: bool, inhabitants: int) -> None:  # noqa: FBT001
+    """pydantic-ai gets objects, by a schema and by a tool."""
+    found = driver("of_openai")("by_pydantic_ai", service.url, NAME, "Paris?", native=native)
+    assert found == {"name": "Paris", "inhabitants": inhabitants}
