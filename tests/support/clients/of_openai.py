@@ -45,7 +45,9 @@ def validated(kind: type[BaseModel], raw: Any) -> dict[str, Any]:
     document = raw
     if kind is Completion:
         # OpenAI's API has null until a choice ends, which the client's own type does not allow.
-        choices = [{**each, "finish_reason": each["finish_reason"] or "stop"} for each in raw["choices"]]
+        choices = [
+            {**each, "finish_reason": each["finish_reason"] or "stop"} for each in raw["choices"]
+        ]
         document = {**raw, "choices": choices}
     unknown = list(extras(kind.model_validate(document, strict=True)))
     assert not unknown, unknown
@@ -61,7 +63,13 @@ def failure(error: openai.APIError) -> dict[str, Any]:
 
 
 def create(
-    url: str, api: str, body: dict[str, Any], *, key: str = "no key", how: str = "sync", retries: int = 0
+    url: str,
+    api: str,
+    body: dict[str, Any],
+    *,
+    key: str = "no key",
+    how: str = "sync",
+    retries: int = 0,
 ) -> Any:
     """Create an answer: by the client for coroutines, too, or as the raw response."""
     options: dict[str, Any] = {"base_url": f"{url}/v1", "api_key": key, "max_retries": retries}
@@ -91,7 +99,9 @@ def create(
     return validated(kind, answer.model_dump(mode="json", by_alias=True, exclude_unset=True))
 
 
-def stream(url: str, api: str, body: dict[str, Any], *, how: str = "sync", key: str = "no key") -> Any:
+def stream(
+    url: str, api: str, body: dict[str, Any], *, how: str = "sync", key: str = "no key"
+) -> Any:
     """Return all chunks of a stream; a failure is the last item."""
     options: dict[str, Any] = {"base_url": f"{url}/v1", "api_key": key, "max_retries": 0}
     chunks: list[Any] = []
