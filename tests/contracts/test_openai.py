@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import httpx
 import pytest
 
 from tests.support.clients import driver
 from tests.support.environments import environment
 from tests.support.live import Live, live, wait_for
 from tests.support.rendering import render
-from tests.support.updating import change, put_model, python
+from tests.support.updating import put_model, python
 
 NAME = "my-model-server"
 # The last message says what to do.
@@ -100,7 +99,7 @@ class Model:
             if order == "fail" and place == 1:
                 raise ValueError("secret")
             piece = word if place == 0 else " " + word
-            token = TokenLogprob(token=piece, logprob=-0.5, bytes=[*piece.encode()], top_logprobs=[])
+            token = TokenLogprob(token=piece, logprob=-0.5, top_logprobs=[])
             yield Part(piece, logprobs=[token] if "top_logprobs" in sampling else [])
         reason = "length" if len(words) < len(text.split()) else "stop"
         yield Part(finish_reason=reason, prompt_tokens=count, completion_tokens=len(words))
@@ -253,7 +252,7 @@ def test_messages(service: Live) -> None:
 
 def test_logprobs(service: Live) -> None:
     """How likely tokens were comes along, whole and in chunks."""
-    asked = {"messages": say("say one two"), "logprobs": True}
+    asked: dict[str, Any] = {"messages": say("say one two"), "logprobs": True}
     [choice] = create(service, "chat", **asked)["choices"]
     assert [each["token"] for each in choice["logprobs"]["content"]] == ["one", " two"]
     chunks = [chunk["choices"][0] for chunk in stream(service, "chat", **asked)]
@@ -529,7 +528,7 @@ def test_client_leaves(service: Live, in_parts: bool) -> None:  # noqa: FBT001
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """Run a service with keys, a model in a process of its own, one place and little patience."""
     folder = tmp_path_factory.mktemp("secured")
-    answers = {"model_type": "custom", "input_kind": "json", "accelerator": "cpu"}
+    answers: dict[str, Any] = {"model_type": "custom", "input_kind": "json", "accelerator": "cpu"}
     answers |= {"auth": "api-key", "features": ["observability", "isolation"]}
     project = render(folder / "service", answers | {"contracts": ["openai"]})
     put_model(project, MODEL)
@@ -605,7 +604,7 @@ CAPITAL = "What is the capital of France? Answer in one word."
 
 def test_llama_chat(llama: Live) -> None:
     """The checkpoint's own chat template is used; whole and in chunks the answer is the same."""
-    asked = {"messages": say(CAPITAL), "temperature": 0, "max_tokens": 8}
+    asked: dict[str, Any] = {"messages": say(CAPITAL), "temperature": 0, "max_tokens": 8}
     whole = create(llama, "chat", **asked)
     text = whole["choices"][0]["message"]["content"]
     assert "Paris" in text
@@ -641,7 +640,12 @@ def test_llama_options(llama: Live) -> None:
 def test_llama_completions(llama: Live) -> None:
     """Texts are continued, as they are by the service's own route."""
     prompt = "The capital of France is"
-    asked = {"prompt": [prompt, "Water boils at"], "max_tokens": 4, "temperature": 0, "logprobs": 1}
+    asked: dict[str, Any] = {
+        "prompt": [prompt, "Water boils at"],
+        "max_tokens": 4,
+        "temperature": 0,
+        "logprobs": 1,
+    }
     whole = create(llama, "completions", **asked)
     own = llama.client.post("/infer", json={"prompt": prompt, "max_tokens": 4}).json()
     assert whole["choices"][0]["text"] == own["text"]
@@ -655,9 +659,9 @@ def test_llama_completions(llama: Live) -> None:
 def test_llama_json(llama: Live) -> None:
     """By a grammar the answer is JSON, and of the schema; one that cannot be is 400."""
     fields = {"city": {"type": "string", "maxLength": 12}, "large": {"type": "boolean"}}
-    schema = {"type": "object", "properties": fields, "required": ["city", "large"]}
+    schema: dict[str, Any] = {"type": "object", "properties": fields, "required": ["city", "large"]}
     schema |= {"additionalProperties": False}
-    form = {
+    form: dict[str, Any] = {
         "type": "json_schema",
         "json_schema": {"name": "city", "schema": schema, "strict": True},
     }
@@ -667,7 +671,7 @@ def test_llama_json(llama: Live) -> None:
         assert json.loads(text).keys() == {"city", "large"}
     free = create(llama, "chat", **asked, response_format={"type": "json_object"})
     assert free["choices"][0]["message"]["content"].startswith("{")
-    form["json_schema"]["schema"] = {"type": "nonsense"}  # type: ignore[index]
+    form["json_schema"]["schema"] = {"type": "nonsense"}
     wrong = create(llama, "chat", **asked, response_format=form)["failure"]
     assert (wrong["status"], "nonsense" in wrong["message"]) == (400, True)
 
@@ -683,13 +687,14 @@ def test_llama_refuses(llama: Live) -> None:
 
 def test_llama_streams_beside_each_other(llama: Live) -> None:
     """A short answer does not wait for a long one."""
-    body = {"model": NAME, "messages": say("Tell a long story."), "stream": True}
-    long = {**body, "max_tokens": 400, "seed": 1, "n": 8}
-    with httpx.Client(timeout=60) as client:
-        url = f"{llama.url}/v1/chat/completions"
-        with client.stream("POST", url, json=long) as response:
-            assert next(response.iter_lines())
-            answer = create(llama, "chat", messages=say(CAPITAL), max_tokens=2)
-            assert answer["usage"]["completion_tokens"] == 2
+    body = {"model": NAME, "messages": say("Tell a long story."), "seed": 1}
+    long = {**body, "max_tokens": 400, "n": 8, "stream": True}
+    with httpx.Client(base_url=llama.url, timeout=60) as client:
+        with client.stream("POST", "/v1/chat/completions", json=long) as response:
+            lines = response.iter_lines()  # which would close the response when it is dropped
+            assert next(lines)
+            short = {**body, "max_tokens": 2}
+            answer = llama.client.post("/v1/chat/completions", json=short)
+            assert answer.json()["usage"]["completion_tokens"] == 2
             assert metric(llama, "model_running") == 1
-    wait_for(lambda: metric(llama, "model_running") == 0, seconds=10)
+        wait_for(lambda: metric(llama, "model_running") == 0, seconds=10)
