@@ -5,6 +5,7 @@ import json
 import struct
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from tests.support.clients import driver
-from tests.support.environments import environment
+from tests.support.environments import environment, run
 from tests.support.live import Live, live, wait_for
 from tests.support.rendering import render
 from tests.support.updating import put_model, python
@@ -698,3 +699,51 @@ def test_llama_streams_beside_each_other(llama: Live) -> None:
             assert answer.json()["usage"]["completion_tokens"] == 2
             assert metric(llama, "model_running") == 1
         wait_for(lambda: metric(llama, "model_running") == 0, seconds=10)
+
+
+def start_stock(folder: Path, **answers: Any) -> AbstractContextManager[Live]:
+    """Start a stock model, with the checkpoint of its own tests."""
+    project = render(folder / "service", {"accelerator": "cpu", "contracts": ["openai"], **answers})
+    stack = environment(answers.get("preset") or answers["model_type"])
+    interpreter = str(stack / "bin" / "python")
+    code = "import pathlib, checkpoint; print(checkpoint.make_checkpoint(pathlib.Path('..')))"
+    weights = run([interpreter, "-c", code], cwd=project / "tests").splitlines()[-1]
+    env = {"MODEL_NAME": str((project / "tests" / weights).resolve()), "OMP_NUM_THREADS": "1"}
+    return live(project, interpreter, folder / "log", **env)
+
+
+def test_whisper(tmp_path: Path) -> None:
+    """A recording is transcribed, as it is by the service's own route."""
+    with start_stock(tmp_path, model_type="ggml", input_kind="audio") as service:
+        service.ready()
+        file = tmp_path / "service" / "example-speech.wav"
+        own = service.client.post("/transcribe", files={"file": file.read_bytes()}).json()
+        assert own["text"]
+        given: dict[str, Any] = {"file": str(file), "temperature": 0}
+        assert create(service, "transcriptions", **given) == {"text": own["text"]}
+        plain = create(service, "transcriptions", **given, response_format="text")
+        assert plain == f"{own['text']}\n"
+        for field, value in (("language", "fr"), ("response_format", "srt"), ("temperature", 0.5)):
+            refused = create(service, "transcriptions", **{**given, field: value})["failure"]
+            assert (refused["status"], refused["param"]) == (400, field)
+        other = create(service, "transcriptions", **given, model="whisper-1")["failure"]
+        assert (other["status"], other["code"]) == (404, "model_not_found")
+        form = {"model": NAME}
+        missing = service.client.post("/v1/audio/transcriptions", data=form, files={"x": b"x"})
+        assert (missing.status_code, missing.json()["error"]["param"]) == (400, "file")
+        corrupt = service.client.post("/v1/audio/transcriptions", data=form, files={"file": b"x"})
+        assert (corrupt.status_code, list(corrupt.json())) == (400, ["error"])
+
+
+def test_minilm(tmp_path: Path) -> None:
+    """Texts are embedded as they are by the service's own route, and their tokens counted."""
+    with start_stock(tmp_path, preset="minilm") as service:
+        service.ready()
+        texts = ["A man is eating food.", "Two dogs"]
+        made = create(service, "embeddings", input=texts)
+        for text, each in zip(texts, made["data"], strict=True):
+            own = service.client.post("/embed", json={"text": text}).json()
+            assert each["embedding"] == pytest.approx(own["embedding"], abs=1e-5)
+        assert made["usage"] == {"prompt_tokens": 12, "total_tokens": 12}
+        refused = create(service, "embeddings", input=texts, dimensions=5)["failure"]
+        assert (refused["status"], refused["param"]) == (400, "dimensions")
