@@ -1,10 +1,15 @@
 """Answers in parts beside each other, where the model can do several at once."""
 
+import logging
+import time
 from threading import Thread
 from typing import Any
 
+from serving.settings import settings
 from serving.streaming import StreamCall, StreamingWorker
 from serving.worker import Call
+
+logger = logging.getLogger(__name__)
 
 
 class ConcurrentWorker(StreamingWorker):
@@ -48,3 +53,17 @@ class ConcurrentWorker(StreamingWorker):
             with self._changed:
                 self.streams.remove(call)
                 self._changed.notify()
+
+    def _is_overdue(self) -> bool:
+        """Tell whether the model works on nothing but what is past its deadline."""
+        calls, now = self.at_work, time.monotonic()
+        return bool(calls) and all(call.deadline < now for call in calls)
+
+    def _tick(self) -> None:
+        """End the process where a stream hangs for good, too."""
+        super()._tick()
+        limit = settings.infer_hang_seconds
+        for call in list(self.streams):
+            if time.monotonic() - call.started > limit and not self.failed:
+                logger.critical("A stream has hung for %d s; ending the process", limit)
+                self.fail()

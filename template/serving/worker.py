@@ -7,7 +7,6 @@ only so many may wait, and a place is free again when the work has really ended.
 
 import asyncio
 import logging
-import math
 import signal
 import threading
 import time
@@ -66,17 +65,12 @@ class Worker:
         self._is_draining = self._is_stopping = False
         self._changed = threading.Condition()
         self.waiting: deque[Call] = deque()
-        self.running: list[Call] = []  # what the model's thread works on
+        self.running: list[Call] = []  # what the model works on
 
     @property
     def is_full(self) -> bool:
         """Whether there is no place for another request."""
         return len(self.waiting) >= settings.max_queue_size
-
-    @property
-    def at_work(self) -> list[Call]:
-        """What the model works on, be it on another thread."""
-        return self.running
 
     def start(self) -> None:
         """Load in the background, then take requests."""
@@ -170,8 +164,8 @@ class Worker:
 
     def _is_overdue(self) -> bool:
         """Tell whether the model works on nothing but what is past its deadline."""
-        calls, now = self.at_work, time.monotonic()
-        return bool(calls) and all(call.deadline < now for call in calls)
+        running, now = self.running, time.monotonic()
+        return bool(running) and all(call.deadline < now for call in running)
 
     async def _watch(self) -> None:
         """Look after the calls on the event loop."""
@@ -185,9 +179,9 @@ class Worker:
 
     def _tick(self) -> None:
         """End the process where a call hangs for good: nothing else would stop it."""
+        running = self.running
         limit = settings.infer_hang_seconds
-        began = min((call.started for call in self.at_work), default=math.inf)
-        if time.monotonic() - began > limit and not self.failed:
+        if running and time.monotonic() - running[0].started > limit and not self.failed:
             logger.critical("A call has hung for %d s; ending the process", limit)
             self.fail()
 

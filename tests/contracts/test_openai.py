@@ -6,6 +6,7 @@ import struct
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,8 @@ class Model:
         if order == "history":
             yield json.dumps([message.model_dump(exclude_none=True) for message in messages])
             return
+        while order == "hang":
+            time.sleep(1)
         while order == "forever":
             time.sleep(0.02)
             yield "on "
@@ -500,6 +503,21 @@ def test_streams_beside_each_other(service: Live) -> None:
     assert metric(service, "model_tokens_per_second_count") > 0
 
 
+def test_hung_streams(project: Path, tmp_path: Path) -> None:
+    """Where all streams hang the service is not ready; for good, it ends."""
+    env = {"INFER_TIMEOUT_SECONDS": "1", "INFER_HANG_SECONDS": "4"}
+    with live(project, python(), tmp_path / "log", **env) as service, ThreadPoolExecutor(2) as pool:
+        service.ready()
+        body = {"model": NAME, "messages": say("hang")}
+        calls = [
+            pool.submit(service.client.post, "/v1/chat/completions", json=body) for _ in range(2)
+        ]
+        assert [call.result().status_code for call in calls] == [504, 504]
+        wait_for(lambda: service.client.get("/ready").status_code == 503, seconds=3)
+        assert service.process.wait(20) == 1
+        assert "hung" in service.log
+
+
 def test_other_calls_beside_streams(service: Live) -> None:
     """While an answer is streamed, the model's other methods are asked."""
     with httpx.Client(timeout=30) as client:
@@ -560,6 +578,11 @@ def test_deadline(secured: Live) -> None:
     assert create(secured, "chat", messages=say("say x"), key=KEY)["choices"]
 
 
+def has_calls(service: Live, number: int) -> bool:
+    """Tell whether so many calls run or wait."""
+    return metric(service, "model_running") + metric(service, "model_queue_depth") == number
+
+
 @pytest.mark.parametrize(("fixture", "status"), [("secured", 503), ("service", 429)])
 def test_retries(fixture: str, status: int, request: pytest.FixtureRequest) -> None:
     """With a full queue the client comes again, and is answered; 429 is Model Engine's."""
@@ -577,9 +600,10 @@ def test_retries(fixture: str, status: int, request: pytest.FixtureRequest) -> N
             return response.status_code
 
     with ThreadPoolExecutor(count + 1) as pool, httpx.Client(timeout=20) as client:
-        holders = [pool.submit(hold, client) for _ in range(count)]
-        url = f"{running.url}/ready"
-        wait_for(lambda: client.get(url).status_code == 503, seconds=10)
+        holders = []
+        for number in range(1, count + 1):  # one by one: none is to be turned away
+            holders.append(pool.submit(hold, client))
+            wait_for(partial(has_calls, running, number), seconds=10)
         asked = {"messages": say("say x"), "key": KEY, "retries": 10}
         answer = create(running, "chat", **asked)
         assert answer["choices"][0]["message"]["content"] == "x"
