@@ -2,11 +2,12 @@
 
 import base64
 import json
+import shutil
 import struct
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import httpx
 import pytest
 
 from tests.support.clients import driver
-from tests.support.environments import environment, run
+from tests.support.environments import CACHE, environment, locked, run
 from tests.support.live import Live, live, wait_for
 from tests.support.rendering import render
 from tests.support.updating import put_model, python
+from tests.support.variants import ROOT
 
 NAME = "my-model-server"
+NODE_CLIENT = "openai@6"
 # The last message says what to do.
 MODEL = '''"""Says what it is told to."""
 
@@ -771,3 +774,31 @@ def test_minilm(tmp_path: Path) -> None:
         assert made["usage"] == {"prompt_tokens": 12, "total_tokens": 12}
         refused = create(service, "embeddings", input=texts, dimensions=5)["failure"]
         assert (refused["status"], refused["param"]) == (400, "dimensions")
+
+
+@cache
+def node_folder() -> Path:
+    """Return a folder with OpenAI's client for Node, installed once."""
+    npm = shutil.which("npm") or pytest.skip("npm is not installed")
+    folder = CACHE / "environments" / f"node-{NODE_CLIENT.replace('@', '-')}"
+    with locked("environment-node"):
+        if not (folder / "complete").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            run([npm, "install", "--no-audit", "--no-fund", "--prefix", str(folder), NODE_CLIENT])
+            (folder / "complete").touch()
+    return folder
+
+
+def test_node(service: Live) -> None:
+    """OpenAI's client for Node gets the same answers."""
+    folder = node_folder()
+    script = Path(shutil.copy(ROOT / "tests/support/clients/of_openai.mjs", folder))
+    found = json.loads(run(["node", str(script), service.url, NAME]))
+    assert found == {
+        "names": [NAME],
+        "whole": "one two",
+        "streamed": "one two",
+        "tokens": 2,
+        "vectors": [[1, 2], [2, 2]],
+        "refused": {"status": 400, "param": "temperature", "code": "invalid_value"},
+    }
