@@ -17,12 +17,13 @@ import pytest
 from tests.support.clients import driver
 from tests.support.environments import CACHE, environment, locked, run
 from tests.support.live import Live, live, wait_for
+from tests.support.openapi import export, validate
 from tests.support.rendering import render
 from tests.support.updating import put_model, python
 from tests.support.variants import ROOT
 
 NAME = "my-model-server"
-NODE_CLIENT = "openai@6"
+NODE_CLIENT = "openai@6"  # the newest that runs on the Node that Debian has
 # The last message says what to do.
 MODEL = '''"""Says what it is told to."""
 
@@ -134,7 +135,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Render a service with a model that does what it is told."""
     folder = tmp_path_factory.mktemp("openai") / "service"
     answers = {"model_type": "custom", "input_kind": "json", "accelerator": "cpu"}
-    project = render(folder, answers | {"contracts": ["openai", "model-engine"]})
+    more = {
+        "contracts": ["openai", "model-engine"],
+        "features": ["observability", "openapi-export"],
+    }
+    project = render(folder, answers | more)
     put_model(project, MODEL)
     return project
 
@@ -429,8 +434,9 @@ def test_models(service: Live) -> None:
     assert missing["failure"]["code"] == "model_not_found"
 
 
-def test_document(service: Live) -> None:
-    """The OpenAPI document has what the model can do, and no more."""
+def test_document(service: Live, project: Path, tmp_path: Path) -> None:
+    """The OpenAPI document has what the model can do, and no more; it is valid, 3.0 too."""
+    validate(export(project, tmp_path))
     paths = service.client.get("/openapi.json").json()["paths"]
     assert {path for path in paths if path.startswith("/v1")} == {
         "/v1/models",
@@ -737,6 +743,21 @@ def start_stock(folder: Path, **answers: Any) -> AbstractContextManager[Live]:
     weights = run([interpreter, "-c", code], cwd=project / "tests").splitlines()[-1]
     env = {"MODEL_NAME": str((project / "tests" / weights).resolve()), "OMP_NUM_THREADS": "1"}
     return live(project, interpreter, folder / "log", **env)
+
+
+STOCK = [{"model_type": "ggml", "input_kind": kind} for kind in ("json", "audio")]
+STOCK += [{"preset": "minilm"}]
+
+
+@pytest.mark.parametrize("answers", STOCK, ids=["json", "audio", "minilm"])
+def test_chosen_later(answers: dict[str, str], tmp_path: Path) -> None:
+    """The contract changes nothing of the owner's file: it may be chosen later, or dropped."""
+    without = render(tmp_path / "without", answers | {"contracts": []})
+    chosen = render(tmp_path / "chosen", answers | {"contracts": ["openai"]})
+    name = "inference.py"
+    assert (without / name).read_text() == (chosen / name).read_text()
+    named = "serving.generation" in (without / name).read_text()
+    assert named == (without / "serving" / "generation.py").exists()
 
 
 def test_whisper(tmp_path: Path) -> None:
