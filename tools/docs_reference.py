@@ -37,6 +37,14 @@ ADVICE = {
         "The Open Inference Protocol was asked for another model or version.",
         "Ask for a name that `GET /v2/models` has.",
     ),
+    "Refused": (
+        "OpenAI's API was asked for an option that the model does not take; `param` has its name.",
+        "Leave the option out.",
+    ),
+    "NoSuchModel": (
+        "OpenAI's API was asked for another model.",
+        "Ask for the name that `GET /v1/models` has.",
+    ),
     "TooSlow": (
         "The body was not complete within `REQUEST_TIMEOUT_SECONDS`; or a stream was not read.",
         "Retry on a faster connection.",

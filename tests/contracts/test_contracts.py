@@ -16,15 +16,21 @@ from tests.support.updating import python
 from tests.support.variants import CONTRACTS, choices, table, variants
 
 # A path of each, which is not there where the contract was not chosen.
-PATHS = {"oip": "/v2", "sagemaker": "/ping", "model-engine": "/readyz"}
+PATHS = {"oip": "/v2", "sagemaker": "/ping", "model-engine": "/readyz", "openai": "/v1/models"}
 
 
 def sets() -> Iterator[tuple[str, ...]]:
-    """Return each set of contracts that differs from the others: gRPC brings HTTP along."""
-    for size in range(1, len(CONTRACTS) + 1):
-        for chosen in combinations(CONTRACTS, size):
+    """Return each set of contracts that differs from the others: gRPC brings HTTP along.
+
+    OpenAI's API shares nothing with the others but the core: it is asked alone, and with all.
+    """
+    others = [contract for contract in CONTRACTS if contract != "openai"]
+    for size in range(1, len(others) + 1):
+        for chosen in combinations(others, size):
             if not {"oip", "oip-grpc"} <= set(chosen):
                 yield chosen
+    yield ("openai",)
+    yield ("oip-grpc", "sagemaker", "model-engine", "openai")
 
 
 def ask(client: httpx.Client, kind: str, project: Path) -> tuple[Any, dict[str, Any]]:
@@ -54,6 +60,8 @@ def test_combination(contracts: tuple[str, ...], kind: str, tmp_path: Path) -> N
         kept = {contract.removesuffix("-grpc") for contract in contracts}
         for contract, path in PATHS.items():
             assert (client.get(path).status_code == 200) == (contract in kept), contract
+        if "openai" in kept:
+            assert_refused(client.post("/v1/chat/completions", json={}), "error")
         if "oip" in kept:
             clients.check(service, project)
             model = "/v2/models/my-model-server/infer"

@@ -45,6 +45,7 @@ BATCHING, ISOLATION = "serving/batching.py", "serving/isolation.py"
 STREAMING, DOCUMENTS = "serving/streaming.py", "serving/contracts/documents.py"
 SAGEMAKER, MODEL_ENGINE = "serving/contracts/sagemaker.py", "serving/contracts/model_engine.py"
 OIP, GRPC = "serving/contracts/oip/routes.py", "serving/contracts/oip/grpc_server.py"
+OPENAI = "serving/contracts/openai/"
 SIGNATURE, OUTPUTS = "serving/contracts/oip/signature.py", "serving/outputs.py"
 # An answer that is a file, with two headers.
 ANSWERS_A_FILE = (
@@ -72,6 +73,7 @@ SPEAKS_OIP = {"input_kind": "json", "contracts": ["oip"]}
 SPEAKS_GRPC = {"input_kind": "json", "contracts": ["oip-grpc"]}
 SPEAKS_SAGEMAKER = {"contracts": ["sagemaker"]}
 SPEAKS_MODEL_ENGINE = {"contracts": ["model-engine"]}
+SPEAKS_OPENAI = {"contracts": ["openai"]}
 
 MUTANTS = [
     Mutant(1, "rules-under-another-name", moved=("AGENTS.md", "RULES.md")),
@@ -929,5 +931,49 @@ MUTANTS = [
             "        for _ in range(2):",
             "        self.worker.stop()\n        for _ in range(2):",
         ),
+    ),
+    mutant(
+        72,
+        "any-model",
+        (f"{OPENAI}requests.py", "    if name != own:", "    if not name:"),
+        **SPEAKS_OPENAI,
+    ),
+    mutant(
+        72,
+        "errors-of-the-own-route",
+        (
+            f"{OPENAI}errors.py",
+            'return status, {"error": {**details',
+            'return status, {**body, "e": {**details',
+        ),
+        **SPEAKS_OPENAI,
+    ),
+    mutant(
+        72,
+        "rest-is-not-there",
+        (f"{OPENAI}routes.py", "    add_rest(router)\n", ""),
+        **SPEAKS_OPENAI,
+    ),
+    mutant(
+        72,
+        "what-is-not-known-is-ignored",
+        (f"{OPENAI}requests.py", 'extra="forbid"', 'extra="ignore"'),
+        **SPEAKS_OPENAI,
+    ),
+    mutant(
+        72,
+        "stream-without-an-end",
+        (f"{OPENAI}routes.py", 'DONE = "data: [DONE]\\n\\n"', 'DONE = ""'),
+        **SPEAKS_OPENAI,
+    ),
+    mutant(
+        72,
+        "chunks-with-a-word-too-few",
+        (
+            f"{OPENAI}answers.py",
+            "for chunk in form.chunk(*part):",
+            "for chunk in [*form.chunk(*part)][:1]:",
+        ),
+        **SPEAKS_OPENAI,
     ),
 ]

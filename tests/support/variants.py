@@ -11,7 +11,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 
-CONTRACTS = ("oip", "oip-grpc", "sagemaker", "model-engine")
+CONTRACTS = ("oip", "oip-grpc", "sagemaker", "model-engine", "openai")
 # The files that the stock models are sent.
 EXAMPLES = {"image": "example.png", "audio": "example.wav", "video": "example.mp4"}
 EXAMPLES |= {"json": "", "file": "example.txt"}
@@ -28,7 +28,7 @@ FEATURES = (
 # The answers that are neither an axis nor free text are cycled over the variants, so that every
 # pair of their values occurs somewhere, and each of them with each value of each axis.
 CYCLED: dict[str, list[Any]] = {
-    "contracts": [CONTRACTS, (), ("oip",), ("oip-grpc",), ("sagemaker",), ("model-engine",)],
+    "contracts": [CONTRACTS, (), *((contract,) for contract in CONTRACTS)],
     "system_packages": ["", "libgl1 ffmpeg"],
     "startup_minutes": [10, 45],
     "deploy": [("kubernetes",), ()],

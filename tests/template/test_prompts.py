@@ -60,7 +60,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "unknown-choice": (["model_type=tensorflow"], "'pytorch', 'transformers', 'onnxruntime'"),
     "misspelt-question": (["acelerator=cpu"], "accelerator, "),
     "contract-that-is-no-list": (["contracts=oip"], "-d 'contracts=[oip]'"),
-    "unknown-contract": (["contracts=[kserve]"], "'oip', 'oip-grpc', 'sagemaker', 'model-engine'"),
+    "unknown-contract": (
+        ["contracts=[kserve]"],
+        "'oip', 'oip-grpc', 'sagemaker', 'model-engine', 'openai'",
+    ),
     "unknown-authorisation": (["auth=basic"], "'none', 'api-key', 'jwt'"),
     "no-minutes": (["startup_minutes=0"], "between 1 and 1440, e.g. 10"),
     "too-many-minutes": (["startup_minutes=1441"], "between 1 and 1440, e.g. 10"),

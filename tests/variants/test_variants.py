@@ -115,6 +115,19 @@ CONTRACT_FILES = {
     | {"tests/conformance/test_sagemaker.py"},
     "model-engine": CONTRACTS
     | {"serving/contracts/model_engine.py", "tests/conformance/test_model_engine.py"},
+    "openai": CONTRACTS
+    | {
+        "serving/actions.py",
+        "serving/contracts/openai/__init__.py",
+        "serving/contracts/openai/answers.py",
+        "serving/contracts/openai/calls.py",
+        "serving/contracts/openai/errors.py",
+        "serving/contracts/openai/requests.py",
+        "serving/contracts/openai/routes.py",
+        "serving/generation.py",
+        "serving/streaming.py",
+        "tests/conformance/test_openai.py",
+    },
 }
 # The examples of presets that read a page.
 PAGES = {"rapidocr": "example-page.png", "rapid-layout": "example-report.png"}
@@ -222,6 +235,15 @@ def files_of_contracts(variant: Variant) -> set[str]:
     is_json = variant.input_kind == "json"
     if is_json and "sagemaker" in contracts:
         files.add("serving/actions.py")
+    if is_json and variant.model_type == "ggml":  # whose stock model can chat
+        files.add("serving/generation.py")
+    if "openai" in contracts:
+        if "isolation" not in variant.features:
+            files.add("serving/concurrency.py")
+        if "observability" in variant.features:
+            files.add("serving/contracts/openai/pace.py")
+        if variant.input_kind == "audio":
+            files.add("serving/contracts/openai/transcriptions.py")
     if contracts & {"model-engine", "sagemaker", *(("oip", "oip-grpc") if is_json else ())}:
         files.add("serving/contracts/documents.py")
     return files
@@ -462,6 +484,6 @@ def unseen(variant: Variant) -> set[str]:
         numbers.add(62)
     if not contracts & {"oip", "oip-grpc"}:
         numbers.add(63)
-    names = {64: "oip-grpc", 65: "sagemaker", 66: "model-engine"}
+    names = {64: "oip-grpc", 65: "sagemaker", 66: "model-engine", 72: "openai"}
     numbers |= {number for number, name in names.items() if name not in contracts}
     return {f"MS-{number}" for number in numbers}

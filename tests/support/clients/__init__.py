@@ -31,6 +31,13 @@ REQUIREMENTS = {
         "grpcio-health-checking>=1.75,<2",
         "grpcio-reflection>=1.75,<2",
     ],
+    "of_openai": [
+        "openai>=3.57,<4",
+        "litellm>=1.110,<2",
+        "langchain-openai>=1.7,<2",
+        "pydantic-ai-slim[openai]>=2.68,<3",
+        "numpy>=2.3,<3",
+    ],
 }
 # Run by the service's own Python in its folder: what its decoder makes of a file.
 DECODE = """
