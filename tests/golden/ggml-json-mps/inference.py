@@ -4,13 +4,14 @@ import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from pydantic import BaseModel, Field
 
 from serving import NUM_THREADS, BadInput, CannotLoad, Input
+from serving.generation import Message, Part, Sampling, Schema, TokenLogprob
 
 logger = logging.getLogger(__name__)
 
@@ -24,23 +25,25 @@ CONTEXT_TOKENS = 2048
 class Params(BaseModel):
     """The request's body."""
 
-    prompt: str = Field(min_length=1, max_length=20_000, description="the text to continue")
+    prompt: str = Field(min_length=1, max_length=20_000, description="what to say to the model")
     max_tokens: int = Field(default=64, ge=1, le=512)
     temperature: float = Field(default=0, ge=0, le=2, description="0: always the likeliest token")
 
 
 class Output(BaseModel):
-    """How the text goes on."""
+    """What the model answers, or a part of it."""
 
     text: str
     tokens: int = Field(description="how many tokens were made")
 
 
-EXAMPLE = {"prompt": "The capital of France is", "max_tokens": 16}
+EXAMPLE = {"prompt": "Name the capital of France.", "max_tokens": 16}
 
 
 class Model:
-    """A GGUF model on llama.cpp."""
+    """A GGUF model on llama.cpp, asked by the chat template that its file has."""
+
+    max_streams = 4  # answers that are made at once, in one batch of llama.cpp's
 
     def __init__(self, device: str) -> None:
         """Load the weights with every layer on the device: "cuda", "mps" or "cpu"."""
@@ -52,7 +55,8 @@ class Model:
             raise CannotLoad(f"This build of xllamacpp has no {device}; set DEVICE=cpu")
         params = xllamacpp.CommonParams()
         params.model.path = download(MODEL_NAME)
-        params.n_ctx = CONTEXT_TOKENS
+        params.n_parallel = self.max_streams
+        params.n_ctx = CONTEXT_TOKENS * self.max_streams
         params.cpuparams.n_threads = NUM_THREADS
         params.n_gpu_layers = 0 if device == "cpu" else -1
         params.verbosity = 1
@@ -61,11 +65,47 @@ class Model:
         self.server = xllamacpp.Server(params)
 
     def predict(self, inputs: list[Input[Params]]) -> list[Output]:
-        """Continue each text."""
-        return [self._continue(item.params) for item in inputs]
+        """Answer each prompt."""
+        return [self._answer(item.params) for item in inputs]
 
     def stream(self, item: Input[Params]) -> Iterator[Output]:
-        """Continue a text token by token."""
+        """Answer a prompt token by token."""
+        request = self._turn(item.params)
+        for choice, _ in self._parts(self.server.handle_chat_completions, request):
+            if text := choice.get("delta", {}).get("content"):
+                yield Output(text=text, tokens=1)
+
+    def complete(self, prompt: str, **sampling: Unpack[Sampling]) -> Iterator[Part]:
+        """Continue a text, for OpenAI's API."""
+        request: dict[str, Any] = {"prompt": prompt, **sampling}
+        if "top_logprobs" in sampling:
+            request["logprobs"] = request.pop("top_logprobs")
+        for choice, usage in self._parts(self.server.handle_completions, request):
+            yield self._part(choice, choice.get("text"), usage)
+
+    def chat(
+        self,
+        messages: list[Message],
+        *,
+        schema: Schema | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Iterator[Part]:
+        """Continue a conversation, for OpenAI's API."""
+        request: dict[str, Any] = {
+            "messages": [message.model_dump(exclude_none=True) for message in messages],
+            "logprobs": "top_logprobs" in sampling,
+            **sampling,
+        }
+        if schema is not None:
+            form = {"type": "json_schema", "json_schema": {"schema": schema}}
+            request["response_format"] = form
+        for choice, usage in self._parts(self.server.handle_chat_completions, request):
+            yield self._part(choice, choice.get("delta", {}).get("content"), usage)
+
+    def _parts(
+        self, handle: Callable[..., Any], request: dict[str, Any]
+    ) -> Iterator[tuple[dict[str, Any], dict[str, int]]]:
+        """Yield the choice and the usage of each part, {} where it has none. Raises BadInput."""
         from queue import SimpleQueue
         from threading import Event, Thread
 
@@ -77,9 +117,11 @@ class Model:
             return enough.is_set()
 
         def generate() -> None:
+            in_parts = {"stream": True, "stream_options": {"include_usage": True}}
             try:
-                request = self._request(item.params) | {"stream": True}
-                self.server.handle_completions(request, take)
+                handle(self._request(request) | in_parts, take)
+            except ValueError as error:  # such as a schema that no grammar can be made of
+                parts.put({"error": {"type": "invalid_request_error", "message": str(error)}})
             finally:
                 parts.put({})
 
@@ -87,27 +129,41 @@ class Model:
         thread.start()
         try:
             while part := parts.get():
-                if text := self._text(part):
-                    yield Output(text=text, tokens=1)
+                self._check(part)
+                yield next(iter(part["choices"]), {}), part.get("usage", {})
         finally:
             enough.set()
             thread.join()
 
-    def _continue(self, params: Params) -> Output:
-        answer = self.server.handle_completions(self._request(params))
-        return Output(text=self._text(answer), tokens=answer["usage"]["completion_tokens"])
+    def _part(self, choice: dict[str, Any], text: str | None, usage: dict[str, int]) -> Part:
+        logprobs = (choice.get("logprobs") or {}).get("content", [])
+        return Part(
+            text or "",
+            logprobs=[TokenLogprob.model_validate(each) for each in logprobs],
+            finish_reason=choice.get("finish_reason"),
+            prompt_tokens=usage.get("prompt_tokens"),
+            completion_tokens=usage.get("completion_tokens"),
+        )
 
-    def _request(self, params: Params) -> dict[str, Any]:
+    def _answer(self, params: Params) -> Output:
+        answer = self.server.handle_chat_completions(self._request(self._turn(params)))
+        self._check(answer)
+        text = answer["choices"][0]["message"].get("content") or ""
+        return Output(text=text, tokens=answer["usage"]["completion_tokens"])
+
+    def _turn(self, params: Params) -> dict[str, Any]:
+        messages = [{"role": "user", "content": params.prompt}]
+        return {"messages": messages, **params.model_dump(exclude={"prompt"})}
+
+    def _request(self, request: dict[str, Any]) -> dict[str, Any]:
         # A prefix that is used again changes the order of sums and, rarely, a token.
-        return {**params.model_dump(), "cache_prompt": False}
+        return {**request, "cache_prompt": False}
 
-    def _text(self, answer: dict[str, Any]) -> str:
+    def _check(self, answer: dict[str, Any]) -> None:
         if error := answer.get("error"):
-            if error["type"] == "exceed_context_size_error":
+            if error["type"] in ("exceed_context_size_error", "invalid_request_error"):
                 raise BadInput(error["message"])
             raise RuntimeError(error["message"])
-        text: str = answer["choices"][0]["text"]
-        return text
 
 
 def download(name: str) -> str:

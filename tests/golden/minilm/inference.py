@@ -45,9 +45,13 @@ class Model:
 
     def predict(self, inputs: list[Input[Params]]) -> list[Output]:
         """Embed all texts, by one forward pass."""
+        vectors, _ = self.embed([item.params.text for item in inputs])
+        return [Output(embedding=vector) for vector in vectors]
+
+    def embed(self, texts: list[str]) -> tuple[list[list[float]], int]:
+        """Return the texts' vectors and the number of their tokens, for OpenAI's API as well."""
         import torch
 
-        texts = [item.params.text for item in inputs]
         batch = self.tokenizer(
             texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         ).to(self.model.device)
@@ -56,7 +60,7 @@ class Model:
             mask = batch["attention_mask"].unsqueeze(-1)
             means = (tokens * mask).sum(dim=1) / mask.sum(dim=1)
             vectors = torch.nn.functional.normalize(means)
-        return [Output(embedding=vector) for vector in vectors.tolist()]
+        return vectors.tolist(), int(mask.sum())
 
 
 def download(name: str) -> str:

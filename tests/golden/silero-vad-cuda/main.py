@@ -63,7 +63,7 @@ async def ready() -> dict[str, str]:
 @model_router.post(
     "/detect-speech",
     response_model=Output,
-    responses=RESPONSES,
+    responses=service.responses,
     openapi_extra=parse.openapi(EXAMPLE),
 )
 async def infer(request: Request) -> Response:

@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 import signal
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
@@ -135,14 +136,16 @@ class ModelProcess(StreamingRunner):
             raise CannotLoad(f"its process ended {MAX_DEATHS} times in a row without a call")
         self._busy = True
         self._connection, theirs = context.Pipe()
+        folder = tempfile.TemporaryDirectory()
         self._process = context.Process(
-            target=_serve, args=(theirs, self._runner), name=NAME, daemon=True
+            target=_serve, args=(theirs, self._runner, folder.name), name=NAME, daemon=True
         )
         self._killed = False
         self._process.start()
         theirs.close()
         self._ended = Event()
-        Thread(target=self._watch, args=(self._process, self._ended), daemon=True).start()
+        watched = self._process, folder, self._ended
+        Thread(target=self._watch, args=watched, daemon=True).start()
         try:
             error = self._receive()
         except ModelDied as died:
@@ -209,16 +212,23 @@ class ModelProcess(StreamingRunner):
         how = f"died of {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
         return ModelDied(f"The model's process {how}")
 
-    def _watch(self, process: BaseProcess, ended: Event) -> None:
+    def _watch(
+        self, process: BaseProcess, folder: "tempfile.TemporaryDirectory[str]", ended: Event
+    ) -> None:
         """Body of a thread, the only one to wait for this process: tell that it has ended."""
         process.join()
+        folder.cleanup()
         self._deaths += 1
         self.on_end(self._death())
         ended.set()  # last, so that a call that died with it is the last to tell
 
 
-def _serve(connection: Connection, runner: StreamingRunner) -> None:
-    """Body of the process: load, then answer until the service closes the connection."""
+def _serve(connection: Connection, runner: StreamingRunner, folder: str) -> None:
+    """Body of the process: load, then answer until the service closes the connection.
+
+    Its temporary files go into the folder, which is removed even where it is killed.
+    """
+    tempfile.tempdir = folder
     for number in (signal.SIGTERM, signal.SIGINT):  # the service decides when it ends
         signal.signal(number, signal.SIG_IGN)
     Thread(target=_end_with_service, daemon=True).start()

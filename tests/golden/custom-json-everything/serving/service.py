@@ -17,12 +17,13 @@ from serving.actions import ActingRunner
 from serving.auth import Authorizer, check_settings, install_auth
 from serving.batching import BatchingRunner, BatchingWorker
 from serving.contracts.oip.grpc_server import serve_grpc
-from serving.errors import handle
+from serving.errors import RESPONSES, handle
 from serving.inputs import ParamsT
 from serving.isolation import IsolatedWorker, ModelProcess
 from serving.limits import Admission, BodyLimit
 from serving.metrics import MeasuredWorker
 from serving.observability import install_observability
+from serving.outputs import File, describe_file, encode_file
 from serving.replicas import serve
 from serving.requests import ParsedRequest, RequestParser
 from serving.runner import Job
@@ -58,6 +59,8 @@ class Service(Generic[ParamsT]):
         """
         self.parse = parse
         self.output = output
+        self.is_file = issubclass(output, File)
+        self.responses = RESPONSES | describe_file(output) if self.is_file else RESPONSES
         self.streams = issubclass(model, Streams)
         warmup = Job(partial(parse.decode_example, example), encode)
         self.runner = ModelProcess(ModelRunner(model, name, warmup))
@@ -79,16 +82,24 @@ class Service(Generic[ParamsT]):
         self.runner.close()
 
     async def answer(
-        self, request: Request, parse: Callable[[Request], Awaitable[ParsedRequest[Any]]]
+        self,
+        request: Request,
+        parse: Callable[[Request], Awaitable[ParsedRequest[Any]]],
+        accept: str | None = None,
     ) -> Response:
         """Answer a request that `parse` reads: queue, decode, predict, encode.
 
-        Raises what `parse` does, BadInput, and what `Worker.run` does.
+        `accept` is for a route that does not heed its clients' own header. Raises what `parse`
+        does, BadInput, and what `Worker.run` does.
         """
         parsed = await parse(request)
-        job = Job(parsed.decode, partial(encode_strictly, encode))
-        body = await self.worker.run(job, request.state.body.is_disconnected)
-        return Response(body, media_type="application/json")
+        encode_answer: Callable[[list[Any]], Any] = partial(encode_strictly, encode)
+        if self.is_file:
+            accept = accept or ",".join(request.headers.getlist("accept"))
+            encode_answer = partial(encode_file, accept)
+        job = Job(parsed.decode, encode_answer)
+        answer = await self.worker.run(job, request.state.body.is_disconnected)
+        return answer if self.is_file else Response(answer, media_type="application/json")
 
     async def stream(
         self, request: Request, parse: Callable[[Request], Awaitable[ParsedRequest[Any]]]
@@ -112,7 +123,7 @@ class Service(Generic[ParamsT]):
             allow_methods=["*"],
             allow_headers=["*"],
             allow_private_network=True,  # a page of the internet may call a service of the intranet
-            expose_headers=["Retry-After", "X-Request-ID"],
+            expose_headers=["Retry-After", "X-Request-ID", "*"],
         )
         install_observability(app)
 

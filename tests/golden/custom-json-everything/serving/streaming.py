@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Scope
 
 from serving.errors import DeadlineExceeded, TooSlow, describe
 from serving.runner import Job, Runner, attempt
@@ -21,6 +22,7 @@ from serving.worker import Call, Worker
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 MAX_AHEAD = 1000  # parts that the client has not taken yet
 END = None  # of a stream
+END_EVENT = "event: end\ndata: {}\n\n"
 PAUSE = b""  # in place of a part that is slow to come
 # What JSON leaves as it is, and many clients take for the end of a line.
 LINE_ENDS = str.maketrans({"\x85": r"\u0085", "\u2028": r"\u2028", "\u2029": r"\u2029"})
@@ -41,13 +43,7 @@ class StreamingRunner(Runner):
 
     def stream(self, job: Job[Any]) -> Generator[Any, None, None]:
         """Yield the parts of a job's answer; last the error, where it failed."""
-
-        def encoded() -> Generator[Any, None, None]:
-            for item in job.decode():
-                for output in self.model.stream(item):
-                    yield job.encode([output])
-
-        parts = encoded()
+        parts = self.parts(job)
         try:
             while (part := attempt(partial(next, parts, END), job)) is not END:
                 yield part
@@ -55,6 +51,12 @@ class StreamingRunner(Runner):
                     return
         finally:
             attempt(parts.close, job)
+
+    def parts(self, job: Job[Any]) -> Generator[Any, None, None]:
+        """Yield the parts, as they come out of the model."""
+        for item in job.decode():
+            for output in self.model.stream(item):
+                yield job.encode([output])
 
 
 @dataclass(eq=False)
@@ -132,7 +134,19 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
 
-async def event_stream(parts: AsyncGenerator[bytes, None], request: Request) -> Response:
+def describe_failure(error: Exception, scope: Scope) -> str:
+    """Return the event in place of the end, where a stream has failed."""
+    status, body = describe(error, scope)
+    return event(json.dumps({"status": status, **body}), "error")
+
+
+async def event_stream(
+    parts: AsyncGenerator[bytes, None],
+    request: Request,
+    *,
+    end: str = END_EVENT,
+    fail: Callable[[Exception, Scope], str] = describe_failure,
+) -> Response:
     """Return the parts as events. Until the first is there, an error has a status of its own."""
     while (first := await anext(parts, None)) == PAUSE:
         pass
@@ -144,10 +158,9 @@ async def event_stream(parts: AsyncGenerator[bytes, None], request: Request) -> 
             async with aclosing(parts):
                 async for part in parts:
                     yield event(part.decode()) if part else ": keep-alive\n\n"
-            yield event("{}", "end")
+            yield end
         except Exception as error:  # noqa: BLE001 -- the status has been sent: it becomes an event
-            status, body = describe(error, request.scope)
-            yield event(json.dumps({"status": status, **body}), "error")
+            yield fail(error, request.scope)
 
     if request.scope["http_version"] == "1.0":  # which has no chunks: all at once
         text = "".join([part async for part in events()])

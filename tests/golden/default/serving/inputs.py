@@ -2,9 +2,14 @@
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import product
+from mimetypes import guess_extension
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
@@ -20,9 +25,6 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL)  # a broken file is no error
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 HEIC = re.compile(rb".{4}ftyp.{0,60}(heic|heix|hevc)", re.DOTALL)
-CONTENT_TYPES = frozenset(f"image/{name.lower()}" for name in FORMATS)
-# Whose content is looked at: image/jpg and image/* too, and what SageMaker calls any picture.
-MEDIA_TYPES = ("image/", "application/x-image")
 
 # What Pillow needs of a PNG. It limits and checks all else as well, such as texts and profiles.
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
@@ -38,11 +40,46 @@ ParamsT = TypeVar("ParamsT", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
+class Upload:
+    """A file as it was sent."""
+
+    content: bytes
+    name: str | None = None  # without folders; None where the sender says none
+    content_type: str | None = None  # as it was sent, such as "text/plain; charset=utf-8"
+
+    @classmethod
+    def sent(cls, content: bytes, name: str | None, content_type: str | None) -> "Upload":
+        """Return a file of which a header's bytes say the name, in UTF-8."""
+        utf_8 = (name or "").encode("latin-1").decode(errors="replace")
+        base = Path(utf_8).name
+        return cls(content, None if base in ("", "..") else base, content_type or None)
+
+    @contextmanager
+    def path(self) -> Iterator[Path]:
+        """Yield the path of a copy, whose suffix is the file's; the copy is gone afterwards."""
+        found = re.search(r"(\.\w{1,16}){1,2}\Z", self.name or "", re.ASCII)
+        essence = (self.content_type or "").partition(";")[0].strip()
+        suffix = found[0] if found else guess_extension(essence) or ""
+        with TemporaryDirectory() as folder:
+            copy = Path(folder, f"file{suffix}")
+            copy.write_bytes(self.content)
+            yield copy
+
+
+@dataclass(frozen=True, slots=True)
 class Input(Generic[ParamsT]):
     """One decoded picture: `Model.predict` gets a list of these."""
 
     image: Image.Image  # in the decoder's mode, upright
     params: ParamsT
+    sent: Upload | None = None  # None where a tensor came
+
+    @property
+    def file(self) -> Upload:
+        """The file as it was sent. Raises BadInput where a tensor came."""
+        if self.sent is None:
+            raise BadInput("Send the file itself: the model reads it, and takes no tensor.")
+        return self.sent
 
 
 @dataclass(frozen=True)
@@ -50,13 +87,16 @@ class Decoder:
     """What the model wants of a picture; inference.py declares it."""
 
     several: ClassVar[bool] = False  # whether a request carries a list of them
+    content_types = frozenset(f"image/{name.lower()}" for name in FORMATS)
+    # Whose content is looked at: image/jpg and image/* too, and what SageMaker calls any picture.
+    media_types = ("image/", "application/x-image")
     field: str = "file"  # the form field that carries the picture
     mode: Literal["RGB", "RGBA", "L"] = "RGB"  # L is grey
     background: str = "white"  # what transparency is laid on, where the mode has none: a CSS colour
 
-    def decode(self, files: list[bytes], params: ParamsT) -> list[Input[ParamsT]]:
+    def decode(self, files: list[Upload], params: ParamsT) -> list[Input[ParamsT]]:
         """Return one `Input` for each file of the request. Raises BadInput."""
-        return [Input(self._decode_image(file), params) for file in files]
+        return [Input(self._decode_image(file.content), params, file) for file in files]
 
     def _decode_image(self, file: bytes) -> Image.Image:
         """Return an upright picture; reject too many pixels before they cost memory."""

@@ -6,11 +6,11 @@ ROUTE = "/infer"
 
 
 def test_known_answer(service: Service) -> None:
-    """Even a small model knows this one."""
-    request = {"prompt": "The capital of France is", "max_tokens": 8}
+    """Even a small model knows this one; by its chat template, it also knows where to end."""
+    request = {"prompt": "Name the capital of France.", "max_tokens": 64}
     body = service.client.post(ROUTE, json=request).json()
-    assert body["text"].startswith(" Paris")
-    assert body["tokens"] == 8
+    assert "Paris" in body["text"]
+    assert 0 < body["tokens"] < 64
 
 
 def test_same_answer_twice(service: Service) -> None:

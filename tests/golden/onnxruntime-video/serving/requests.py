@@ -1,7 +1,7 @@
 """Takes a request off the wire: a multipart form, or a raw body; parameters also in the query."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from io import BytesIO
@@ -14,7 +14,7 @@ from multipart import MultipartError, MultipartParser, MultipartPart, parse_opti
 from pydantic import ValidationError
 
 from serving.errors import BadInput, CannotLoad, TooLarge, UnsupportedType
-from serving.inputs import CONTENT_TYPES, MAX_PARTS, MEDIA_TYPES, Decoder, Input, ParamsT
+from serving.inputs import MAX_PARTS, Decoder, Input, ParamsT, Upload
 from serving.limits import MAX_UPLOAD_BYTES
 from serving.schemas import field_errors, inline_refs, is_finite
 
@@ -23,13 +23,24 @@ ROOT = Path(__file__).parents[1]
 OCTET_STREAM = "application/octet-stream"
 UNTYPED = ("", OCTET_STREAM, "binary/octet-stream", "*/*")
 WARNING = "X-Input-Warning"  # a header of the answer
+# What the OpenAPI document says of it, on each route that has it.
+WARNS = {
+    "200": {
+        "headers": {
+            WARNING: {
+                "description": "That not all of the file could be decoded, where that is so.",
+                "schema": {"type": "string"},
+            }
+        }
+    }
+}
 
 
 @dataclass(slots=True)
 class ParsedRequest(Generic[ParamsT]):
     """One request as it came: its files, not decoded yet, and its parameters."""
 
-    files: list[bytes]
+    files: list[Upload]
     params: ParamsT
     decoder: Decoder
     warning: str = ""  # that not all of its file could be decoded, once that is known
@@ -74,32 +85,30 @@ class RequestParser(Generic[ParamsT]):
         if content_type == "multipart/form-data":
             parts = parse_form(body, header)
             named = [part for part in parts if name_of(part) in self.names]
-            files = [part.raw for part in (named if self.decoder.several else named[-1:])]
-            types = {essence(part.headers.get("Content-Type")) for part in named}
+            files = [
+                Upload.sent(part.raw, part.filename, part.headers.get("Content-Type"))
+                for part in (named if self.decoder.several else named[-1:])
+            ]
             others = [part for part in parts if name_of(part) not in self.names]
             texts = [(name_of(part), text_of(part)) for part in others if part.filename is None]
             # As in FastAPI's forms: a field that was left empty has its default.
-            fields |= self._fields(text for text in texts if text[1])
+            fields |= self._fields([text for text in texts if text[1]])
             unknown |= {name_of(part) for part in others if part.filename is not None}
             unknown |= {name for name, _ in texts if self._is_misspelt(name)}
         else:
-            files = [body] if body or content_type else []
-            types = {content_type}
-        return self.check(files, types, fields, sorted(unknown))
+            _, said = parse_options_header(request.headers.get("content-disposition", ""))
+            files = [Upload.sent(body, said.get("filename"), header)] if body or header else []
+        return self.check(files, fields, sorted(unknown))
 
     def check(
-        self,
-        files: list[bytes],
-        types: Collection[str],
-        fields: Mapping[str, Any],
-        unknown: Iterable[str] = (),
+        self, files: list[Upload], fields: Mapping[str, Any], unknown: Iterable[str] = ()
     ) -> ParsedRequest[ParamsT]:
-        """Return the request that these files, of these content types, and fields make.
+        """Return the request that these files and fields make.
 
         Raises, in this order, TooLarge, RequestValidationError, which has the unknown names too,
         UnsupportedType and BadInput.
         """
-        if sum(map(len, files)) > MAX_UPLOAD_BYTES:
+        if sum(len(file.content) for file in files) > MAX_UPLOAD_BYTES:
             raise TooLarge
         errors: list[dict[str, Any]] = []
         if not files:
@@ -108,9 +117,10 @@ class RequestParser(Generic[ParamsT]):
             message = f"Extra inputs are not permitted; there is {', '.join(self.known)}"
             errors.append({"type": "extra_forbidden", "loc": ("body", name), "msg": message})
         params = self.validate(fields, errors)
-        if not all(name in UNTYPED or name.startswith(MEDIA_TYPES) for name in types):
-            raise UnsupportedType(f"Send one of {', '.join(sorted(CONTENT_TYPES))}.")
-        if not all(files):
+        types = [essence(file.content_type) for file in files]
+        if not all(name in UNTYPED or name.startswith(self.decoder.media_types) for name in types):
+            raise UnsupportedType(f"Send one of {', '.join(sorted(self.decoder.content_types))}.")
+        if not all(file.content for file in files):
             raise BadInput("Empty upload.")
         return ParsedRequest(files, params, self.decoder)
 
@@ -139,7 +149,7 @@ class RequestParser(Generic[ParamsT]):
             raise CannotLoad(f"EXAMPLE in inference.py has no {self.field!r}, DECODER's field")
         names = example[self.field] if self.decoder.several else [example[self.field]]
         fields = {name: value for name, value in example.items() if name != self.field}
-        files = [(ROOT / name).read_bytes() for name in names]
+        files = [Upload((ROOT / name).read_bytes(), name) for name in names]
         return self.decoder.decode(files, self.params(**fields))
 
     def openapi(self, example: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,15 +168,13 @@ class RequestParser(Generic[ParamsT]):
             "properties": {self.field: batch if self.decoder.several else binary, **properties},
             "required": [self.field, *self.schema.get("required", [])],
         }
-        types = ", ".join(sorted({*CONTENT_TYPES, OCTET_STREAM}))
+        types = ", ".join(sorted({*self.decoder.content_types, OCTET_STREAM}))
         body = {
             "description": f"A form; or a file alone ({types}), with other fields in the query.",
             "required": True,
             "content": {"multipart/form-data": {"schema": form}},
         }
-        description = "That not all of the file could be decoded, where that is so."
-        header = {"description": description, "schema": {"type": "string"}}
-        return {"requestBody": body, "responses": {"200": {"headers": {WARNING: header}}}}
+        return {"requestBody": body, "responses": WARNS}
 
     def _is_misspelt(self, name: str) -> bool:
         """Tell whether this is no field's name, and nearly one."""

@@ -14,9 +14,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
-from serving.errors import handle
+from serving.archive import DESCRIPTION, encode_archive
+from serving.errors import RESPONSES, handle
 from serving.inputs import ParamsT
 from serving.limits import Admission, BodyLimit
+from serving.outputs import File
 from serving.requests import ParsedRequest, RequestParser
 from serving.runner import Job, Runner
 from serving.schemas import is_finite
@@ -44,6 +46,8 @@ class Service(Generic[ParamsT]):
         """
         self.parse = parse
         self.output = output
+        self.is_file = issubclass(output, File)
+        self.responses = RESPONSES | DESCRIPTION if self.is_file else RESPONSES
         warmup = Job(partial(parse.decode_example, example), encode)
         self.runner = Runner(model, name, warmup)
         self.worker = Worker(self.runner)
@@ -70,9 +74,13 @@ class Service(Generic[ParamsT]):
         Raises what `parse` does, BadInput, and what `Worker.run` does.
         """
         parsed = await parse(request)
-        job = Job(parsed.decode, partial(encode_strictly, encode))
-        body = await self.worker.run(job, request.state.body.is_disconnected)
-        return Response(body, media_type="application/json")
+        encode_answer: Callable[[list[Any]], Any] = partial(encode_strictly, encode)
+        if self.is_file:
+            accept = ",".join(request.headers.getlist("accept"))
+            encode_answer = partial(encode_archive, encode_answer, accept)
+        job = Job(parsed.decode, encode_answer)
+        answer = await self.worker.run(job, request.state.body.is_disconnected)
+        return answer if self.is_file else Response(answer, media_type="application/json")
 
     def install(self, app: FastAPI) -> None:
         """Put the limits around an app, from the inside out; whatever else it has is inside."""
@@ -86,7 +94,7 @@ class Service(Generic[ParamsT]):
             allow_methods=["*"],
             allow_headers=["*"],
             allow_private_network=True,  # a page of the internet may call a service of the intranet
-            expose_headers=["Retry-After", "X-Request-ID"],
+            expose_headers=["Retry-After", "X-Request-ID", "*"],
         )
 
     def serve(self, app: FastAPI) -> None:

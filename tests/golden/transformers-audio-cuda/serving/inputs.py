@@ -4,11 +4,14 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
 from itertools import chain, groupby, pairwise
+from mimetypes import guess_extension
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
@@ -34,9 +37,6 @@ NO_DECODER = "There is no decoder for the codec of this recording: convert it, t
 FORMATS = "wav,w64,mp3,flac,ogg,mov,matroska,aac,aiff,caf,au,asf,amr,avi,mpegts"
 OPTIONS = {"format_whitelist": FORMATS, "max_pixels": "1000000"}
 SUBTYPES = ("wav", "mpeg", "flac", "ogg", "mp4", "webm", "aac", "aiff", "x-caf", "basic")
-CONTENT_TYPES = frozenset(f"audio/{name}" for name in (*SUBTYPES, "x-ms-wma", "amr"))
-# What may be meant for a recording too, be it beside pictures; its content tells.
-MEDIA_TYPES = ("audio/", "video/", "application/ogg", "application/mp4")
 
 MAX_ERRORS = 1000  # of the decoder; the rest is then given up
 MAX_BREAKS = 10  # in the container
@@ -48,6 +48,33 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Upload:
+    """A file as it was sent."""
+
+    content: bytes
+    name: str | None = None  # without folders; None where the sender says none
+    content_type: str | None = None  # as it was sent, such as "text/plain; charset=utf-8"
+
+    @classmethod
+    def sent(cls, content: bytes, name: str | None, content_type: str | None) -> "Upload":
+        """Return a file of which a header's bytes say the name, in UTF-8."""
+        utf_8 = (name or "").encode("latin-1").decode(errors="replace")
+        base = Path(utf_8).name
+        return cls(content, None if base in ("", "..") else base, content_type or None)
+
+    @contextmanager
+    def path(self) -> Iterator[Path]:
+        """Yield the path of a copy, whose suffix is the file's; the copy is gone afterwards."""
+        found = re.search(r"(\.\w{1,16}){1,2}\Z", self.name or "", re.ASCII)
+        essence = (self.content_type or "").partition(";")[0].strip()
+        suffix = found[0] if found else guess_extension(essence) or ""
+        with TemporaryDirectory() as folder:
+            copy = Path(folder, f"file{suffix}")
+            copy.write_bytes(self.content)
+            yield copy
+
+
+@dataclass(frozen=True, slots=True)
 class Input(Generic[ParamsT]):
     """One decoded recording: `Model.predict` gets a list of these."""
 
@@ -55,6 +82,14 @@ class Input(Generic[ParamsT]):
     sample_rate: int  # Hz
     params: ParamsT
     warning: str = ""  # that not all of the file could be decoded
+    sent: Upload | None = None  # None where a tensor came
+
+    @property
+    def file(self) -> Upload:
+        """The file as it was sent. Raises BadInput where a tensor came."""
+        if self.sent is None:
+            raise BadInput("Send the file itself: the model reads it, and takes no tensor.")
+        return self.sent
 
 
 @dataclass(frozen=True)
@@ -62,19 +97,22 @@ class Decoder:
     """What the model wants of a recording; inference.py declares it."""
 
     several: ClassVar[bool] = False  # whether a request carries a list of them
+    content_types = frozenset(f"audio/{name}" for name in (*SUBTYPES, "x-ms-wma", "amr"))
+    # What may be meant for a recording too, be it beside pictures; its content tells.
+    media_types = ("audio/", "video/", "application/ogg", "application/mp4")
     field: str = "file"  # the form field that carries the recording
     sample_rate: int = 16_000  # Hz; what most speech models take
     channels: Literal[1, 2] = 1  # 1 mixes to mono, 2 is stereo
 
-    def decode(self, files: list[bytes], params: ParamsT) -> list[Input[ParamsT]]:
+    def decode(self, files: list[Upload], params: ParamsT) -> list[Input[ParamsT]]:
         """Return one `Input` for each file of the request. Raises BadInput."""
         return [self._decode_audio(file, params) for file in files]
 
-    def _decode_audio(self, file: bytes, params: ParamsT) -> Input[ParamsT]:
+    def _decode_audio(self, file: Upload, params: ParamsT) -> Input[ParamsT]:
         """Return what can be decoded of a recording, decoding no more than is taken."""
         lost: list[str] = []
         try:
-            pieces = list(self._resample(decode_links(file, lost)))
+            pieces = list(self._resample(decode_links(file.content, lost)))
         except (BadInput, MemoryError):
             raise
         except Exception as error:  # whatever a broken file makes the decoder raise
@@ -83,7 +121,8 @@ class Decoder:
             raise BadInput(UNREADABLE if lost else "The recording has no samples.")
         recording = np.concatenate(pieces, axis=1)
         samples = recording[0] if self.channels == 1 else recording
-        return Input(samples, self.sample_rate, params, warn("recording", file, lost))
+        warning = warn("recording", file.content, lost)
+        return Input(samples, self.sample_rate, params, warning, file)
 
     def _resample(self, frames: Iterable["AudioFrame"]) -> Iterator[np.ndarray]:
         """Yield the samples at the decoder's rate: a piece for each run of frames of one form."""
@@ -211,6 +250,19 @@ def warn(what: str, file: bytes, lost: list[str]) -> str:
     return warning
 
 
+# Where formats say how long the file is, counted from the end of the match or a bit before.
+LENGTHS: tuple[tuple[bytes, Literal["little", "big"]], ...] = (
+    (rb"RIFF(.{4})", "little"),  # WAV, AVI
+    (rb"(?=riff.{12}(.{8}))", "little"),  # W64
+    (rb"FORM(.{4})", "big"),  # AIFF
+    (rb"\.snd.{4}(.{4})", "big"),  # AU
+    (rb"caff.{,9999}?data(.{8})", "big"),  # CAF
+    (rb".{,99}?\x18\x53\x80\x67\x01(.{7})", "big"),  # Matroska, WebM
+    # Of an MP3 its encoder may put the number of frames and of bytes first.
+    (rb"(?:ID3|\xff).{,999999}?(?:Xing|Info)\0{3}[\3\7\x0b\x0f].{4}(.{4})", "big"),
+)
+
+
 def lacks_end(file: bytes) -> bool:
     """Tell whether a file is shorter than it says; not all formats do.
 
@@ -219,13 +271,7 @@ def lacks_end(file: bytes) -> bool:
     if file.startswith(b"OggS"):
         last = file.rindex(b"OggS")
         return not file[last + 5 : last + 6] > b"\3"  # the flag of a stream's last page
-    # Of an MP3 its encoder may put the number of frames and of bytes first.
-    counts = re.compile(rb"(?:Xing|Info)\0{3}[\3\7\x0b\x0f].{4}(.{4})", re.DOTALL)
-    end = 0
-    if file.startswith((b"RIFF", b"FORM")):
-        end = 8 + int.from_bytes(file[4:8], "little" if file.startswith(b"R") else "big")
-    elif segment := re.search(rb"\x18\x53\x80\x67\x01(.{7})", file[:100], re.DOTALL):  # Matroska
-        end = segment.end() + int.from_bytes(segment[1])
-    elif file.startswith((b"\xff", b"ID3")) and (head := counts.search(file)):
-        end = head.start() + int.from_bytes(head[1]) - 64  # they begin a bit before
-    return len(file) + 1 < end < 2**31 - 2**16
+    for pattern, order in LENGTHS:
+        if said := re.match(pattern, file, re.DOTALL):
+            return len(file) + 64 < said.end() + int.from_bytes(said[1], order) < 2**31 - 2**16
+    return False

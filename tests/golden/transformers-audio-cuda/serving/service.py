@@ -13,11 +13,12 @@ from fastapi.middleware.cors import CORSMiddleware
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from serving.errors import handle
+from serving.errors import RESPONSES, handle
 from serving.inputs import ParamsT
 from serving.limits import Admission, BodyLimit
 from serving.metrics import MeasuredWorker
 from serving.observability import install_observability
+from serving.outputs import File, describe_file, encode_file
 from serving.requests import ParsedRequest, RequestParser
 from serving.runner import Job, Runner
 from serving.schemas import is_finite
@@ -44,6 +45,8 @@ class Service(Generic[ParamsT]):
         """
         self.parse = parse
         self.output = output
+        self.is_file = issubclass(output, File)
+        self.responses = RESPONSES | describe_file(output) if self.is_file else RESPONSES
         warmup = Job(partial(parse.decode_example, example), encode)
         self.runner = Runner(model, name, warmup)
         self.worker = MeasuredWorker(self.runner)
@@ -70,9 +73,15 @@ class Service(Generic[ParamsT]):
         Raises what `parse` does, BadInput, and what `Worker.run` does.
         """
         parsed = await parse(request)
-        job = Job(parsed.decode, partial(encode_with_headers, parsed))
-        body, headers = await self.worker.run(job, request.state.body.is_disconnected)
-        return Response(body, headers=headers, media_type="application/json")
+        encode_answer: Callable[[list[Any]], Any] = partial(encode_strictly, encode)
+        if self.is_file:
+            accept = ",".join(request.headers.getlist("accept"))
+            encode_answer = partial(encode_file, accept)
+        job = Job(parsed.decode, partial(encode_with_headers, parsed, encode_answer))
+        answer, headers = await self.worker.run(job, request.state.body.is_disconnected)
+        response = answer if self.is_file else Response(answer, media_type="application/json")
+        response.headers.update(headers)
+        return response
 
     def install(self, app: FastAPI) -> None:
         """Put the limits around an app, from the inside out; whatever else it has is inside."""
@@ -86,7 +95,7 @@ class Service(Generic[ParamsT]):
             allow_methods=["*"],
             allow_headers=["*"],
             allow_private_network=True,  # a page of the internet may call a service of the intranet
-            expose_headers=["Retry-After", "X-Request-ID"],
+            expose_headers=["Retry-After", "X-Request-ID", "*"],
         )
         install_observability(app)
 
@@ -122,7 +131,7 @@ def encode_strictly(encode: Callable[[list[Any]], bytes], outputs: list[Any]) ->
 
 
 def encode_with_headers(
-    parsed: ParsedRequest[Any], outputs: list[Any]
-) -> tuple[bytes, dict[str, str]]:
-    """Return the response's body, and what is known of the input since it is decoded."""
-    return encode_strictly(encode, outputs), parsed.headers
+    parsed: ParsedRequest[Any], encode_answer: Callable[[list[Any]], Any], outputs: list[Any]
+) -> tuple[Any, dict[str, str]]:
+    """Return the answer, and what is known of the input since it is decoded."""
+    return encode_answer(outputs), parsed.headers

@@ -15,12 +15,13 @@ ROUTE = "/transcribe"
 def test_answer_of_the_framework(service: Service, model_env: dict[str, str]) -> None:
     """The service says what transformers itself says of the same recording."""
     from inference import DECODER, Params
+    from serving import Upload
 
     transcribe: Any = pipeline("automatic-speech-recognition", model=model_env["MODEL_NAME"])
     file = (ROOT / "example-speech.wav").read_bytes()
     body = service.client.post(ROUTE, files={"file": file}).raise_for_status().json()
     assert body["text"]
-    [recording] = DECODER.decode([file], Params())
+    [recording] = DECODER.decode([Upload(file)], Params())
     assert body["text"] == transcribe(recording.samples)["text"]
 
 

@@ -52,7 +52,7 @@ def create_router(service: Service[Any], body: type[BaseModel]) -> APIRouter:
     )
     async def predict(request: Request) -> Response:
         """Answer for one JSON document."""
-        return await service.answer(request, parse)
+        return await service.answer(request, parse, accept="application/json")
 
     if service.streams:
 
@@ -101,4 +101,5 @@ class DocumentParser:
         wrapped = {"type": "object", "properties": {"args": self.schema}, "required": ["args"]}
         schema = {"anyOf": [self.schema, wrapped]} if self.wraps else self.schema
         content = {"application/json": {"schema": schema}}
-        return {"requestBody": {"required": True, "content": content}}
+        body = {"required": True, "content": content}
+        return {"requestBody": body}

@@ -237,12 +237,15 @@ def has_stream(service: Service[Any]) -> bool:
 def describe(service: Service[Any], body: type[BaseModel]) -> dict[str, dict[str, Any]]:
     """Return what the OpenAPI document says of the service's own handlers, by their names."""
     schema = describe_document(service.parse)
-    responses = dict(RESPONSES)
+    responses = dict(service.responses)
     if service.streams and schema.get("type") == "object":
         properties = {**ASKS_FOR_PARTS, **schema.get("properties", {})}
         schema = {**schema, "properties": properties}
+        answer = responses.get(200, {})
         events = {EventStream.media_type: {"schema": {"type": "string"}}}
-        responses[200] = {"content": events, "description": "The answer, or its parts as events."}
+        content = {"content": {**answer.get("content", {}), **events}}
+        told = {"description": "The answer, or its parts as events."}
+        responses[200] = {**answer, **content, **told}
     fields = service.parse.params.model_fields
     if "session" in fields:
         schema = {"anyOf": [schema, OPENS_OR_CLOSES]}

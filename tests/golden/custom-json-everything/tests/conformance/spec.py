@@ -89,6 +89,7 @@ REQUIREMENTS = {
     69: "First come, first served",
     70: "Failures tell nothing of the inside",
     71: "What has begun is finished",
+    72: "OpenAI API",
 }
 
 # Requirements that no live process shows, and what keeps them.
@@ -103,6 +104,7 @@ ELSEWHERE = {
     44: "seen in k8s.yaml, which the template's tests read",
     45: "seen in k8s.yaml, which the template's tests read",
     46: "answered in AGENTS.md",
+    72: "not chosen: the question contracts",
 }
 
 

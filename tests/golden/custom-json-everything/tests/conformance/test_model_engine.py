@@ -37,8 +37,11 @@ def test_ms_66_predict(
     document: Any,
     wrap: Callable[[Any], Any],
 ) -> None:
-    """/predict takes the fields as they are, or under "args", and answers as the own route does."""
-    response = service.client.post("/predict", json=wrap(document))
+    """/predict takes the fields as they are, or under "args", and answers as the own route does.
+
+    That is JSON, whatever a client takes.
+    """
+    response = service.client.post("/predict", json=wrap(document), headers={"Accept": "*/*"})
     assert response.headers["content-type"] == "application/json"
     assert is_alike(response.raise_for_status().json(), ask(service, samples.valid).json())
 

@@ -260,7 +260,11 @@ class Launcher:
 
 
 def connect(url: str, headers: dict[str, str]) -> httpx.Client:
-    """Return a client for the service at this URL, which sends these headers with each request."""
+    """Return a client for the service at this URL, which sends these headers with each request.
+
+    It asks for JSON, which has an answer whole, also where that is a file by default.
+    """
+    headers = {"Accept": "application/json"} | headers
     return httpx.Client(base_url=url, headers=headers, timeout=PATIENCE_SECONDS)
 
 

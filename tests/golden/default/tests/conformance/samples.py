@@ -27,10 +27,16 @@ class Samples:
     raw: Request | None  # a file as the whole body
     untyped: Request | None  # a file of no stated type
     empty: Request
-    corrupt: Request
-    wrong_type: Request
+    corrupt: Request | None  # None where only the model knows which files it can read
+    wrong_type: Request | None  # None where all types are taken
     missing: Request
     too_large: Request  # by one byte, where MAX_UPLOAD_MB is 1
+
+    @property
+    def rejected(self) -> list[Request]:
+        """The requests that are wrong, whatever the model says of them."""
+        found = (self.empty, self.corrupt, self.wrong_type, self.missing)
+        return [request for request in found if request]
 
     def document(self) -> Any:
         """Return the valid request as one JSON document, its files in base64."""
@@ -72,6 +78,10 @@ def make_samples(document: dict[str, Any], route: str, example: Any, folder: Pat
     field, several = file_field(document, route)
     if field is None:
         return _json_samples(document, route, example)
+    # A service that decodes nothing says which types of files it takes.
+    form_entry = document["paths"][route]["post"]["requestBody"]["content"]["multipart/form-data"]
+    taken = form_entry.get("encoding", {}).get(field, {}).get("contentType", "")
+    wrong_type = "x-no/such" if taken else "text/plain"
     names = example[field] if several else [example[field]]
     params = {name: str(value) for name, value in example.items() if name != field}
     content_type = mimetypes.guess_type(names[0])[0] or "application/octet-stream"
@@ -102,8 +112,8 @@ def make_samples(document: dict[str, Any], route: str, example: Any, folder: Pat
         },
         untyped=form(contents[0], "application/octet-stream"),
         empty=form(b"", content_type),
-        corrupt=form(b"This is no file of the kind. " * 100, content_type),
-        wrong_type=form(b"some text", "text/plain"),
+        corrupt=None if taken else form(b"This is no file of the kind. " * 100, content_type),
+        wrong_type=None if "*/*" in taken else form(b"some text", wrong_type),
         missing={"url": route, "files": {"other": b"not the field's name"}, "data": params},
         too_large=form(contents[0].ljust(1024 * 1024 + 1, b"\0"), content_type),
     )

@@ -81,6 +81,7 @@ REQUIREMENTS = {
     69: "First come, first served",
     70: "Failures tell nothing of the inside",
     71: "What has begun is finished",
+    72: "OpenAI API",
 }
 
 # Requirements that no live process shows, and what keeps them.
@@ -100,6 +101,7 @@ ELSEWHERE = {
     64: "not chosen: the question contracts",
     65: "not chosen: the question contracts",
     66: "not chosen: the question contracts",
+    72: "not chosen: the question contracts",
 }
 
 

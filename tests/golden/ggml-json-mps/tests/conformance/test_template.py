@@ -17,6 +17,9 @@ CHOICES = {
         "rapidocr",
         "silero-vad",
         "minilm",
+        "rapid-layout",
+        "smollm2",
+        "iris",
     ],
     "model_type": [
         "pytorch",
@@ -50,6 +53,7 @@ CHOICES = {
         "oip-grpc",
         "sagemaker",
         "model-engine",
+        "openai",
     ],
     "deploy": [
         "kubernetes",

@@ -17,6 +17,9 @@ CHOICES = {
         "rapidocr",
         "silero-vad",
         "minilm",
+        "rapid-layout",
+        "smollm2",
+        "iris",
     ],
     "model_type": [
         "pytorch",
@@ -34,6 +37,7 @@ CHOICES = {
         "video",
         "json",
         "multimodal",
+        "file",
     ],
     "accelerator": [
         "auto",
@@ -54,6 +58,7 @@ CHOICES = {
         "oip-grpc",
         "sagemaker",
         "model-engine",
+        "openai",
     ],
     "deploy": [
         "kubernetes",

@@ -48,14 +48,13 @@ def encode(
         tensor: Parameters = {"name": answer.name}
         tensor |= {"datatype": answer.datatype, "shape": answer.shape}
         parameters: Parameters = {}
-        if answer.content_type:
+        if answer.content_type and not (is_binary and answer.content_type == "base64"):
             parameters["content_type"] = answer.content_type
         if is_binary:
             behind.append(answer.binary)
             parameters["binary_data_size"] = len(behind[-1])
         else:
-            is_text = answer.datatype == "BYTES"
-            tensor["data"] = [item.decode() for item in answer.flat] if is_text else answer.flat
+            tensor["data"] = answer.in_json
         if parameters:
             tensor["parameters"] = parameters
         described.append(tensor)

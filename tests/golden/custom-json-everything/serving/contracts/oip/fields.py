@@ -2,7 +2,8 @@
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from base64 import b64decode
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -71,6 +72,8 @@ class Column:
     in_rows: bool  # whether there is one value for each of several inputs
     max_items: int | None = None  # of the list
     is_required: bool = True
+    is_base64: bool = False  # in JSON; elements are what is encoded so
+    part: str = ""  # of a file, or of each in a list of them
 
     @property
     def shape(self) -> list[int]:
@@ -80,10 +83,16 @@ class Column:
     @property
     def metadata(self) -> dict[str, Any]:
         """What clients are told."""
-        told = describe(self.name, self.datatype, self.shape, "json" if self.is_json else None)
-        if self.name != self.field:
-            told["parameters"] = {**told.get("parameters", {}), "field": self.field}
+        told = describe(self.name, self.datatype, self.shape, self.content_type)
+        field = f"{self.field}.{self.part}" if self.part else self.field
+        if self.name != field:
+            told["parameters"] = {**told.get("parameters", {}), "field": field}
         return told
+
+    @property
+    def content_type(self) -> str | None:
+        """What elements of BYTES hold, where that is no text."""
+        return "json" if self.is_json else "base64" if self.is_base64 else None
 
     @property
     def taken(self) -> set[str]:
@@ -156,6 +165,13 @@ class Column:
             kind = "JSON" if self.is_json else "UTF-8"
             raise tensor.bad(f"an element is no {kind}: {error}") from error
 
+    def value(self, row: Mapping[str, Any]) -> Any:
+        """Return the field's value in an answer as it is in JSON."""
+        value = row[self.field]
+        if not self.part:
+            return value
+        return [x[self.part] for x in value] if isinstance(value, list) else value[self.part]
+
     def give(self, values: list[Any]) -> Answer:
         """Return the tensor of the field's values, one for each input. Raises BadInput.
 
@@ -169,13 +185,15 @@ class Column:
                 return replace(self, datatype="BYTES", depth=0, is_json=True).give(values)
         if self.is_json:
             flat = [to_json(value, inf_nan_mode="null") for value in flat]
+        elif self.is_base64:
+            flat = [b64decode(value) for value in flat]
         elif self.datatype == "BYTES":
             flat = [value.encode() for value in flat]
         elif self.datatype in FLOATS:
             flat = [math.nan if value is None else value for value in flat]
         if not self._holds(flat):
             raise BadInput(f"The tensor {self.name!r} would hold more than {self.datatype} can.")
-        return Answer(self.name, self.datatype, shape, flat, "json" if self.is_json else None)
+        return Answer(self.name, self.datatype, shape, flat, self.content_type)
 
     def _holds(self, flat: Sequence[Any]) -> bool:
         """Tell whether the datatype has room for these elements."""
@@ -205,16 +223,32 @@ def columns(model: type[BaseModel], *, in_rows: bool, output: bool) -> list[Colu
     if fields is None:
         sys.exit(f"{model.__name__} must have named fields: each is a tensor of contracts=[oip]")
     found = []
-    for name, field in fields.items():
+    whole = ((name, "", field) for name, field in fields.items())
+    for name, part, form in spread_files(fields) if output else whole:
         try:
-            column = describe_column(name, field, in_rows=in_rows, output=output)
+            column = describe_column(name, form, in_rows=in_rows, output=output)
         except ValueError as error:
             sys.exit(f"{model.__name__}.{name} is declared {error}")
-        found.append(replace(column, is_required=name in schema.get("required", ())))
+        is_required = name in schema.get("required", ())
+        title = f"{column.name}_{part}" if part not in ("", "data") else column.name
+        found.append(replace(column, name=title, part=part, is_required=is_required))
     names = [column.name for column in found]
     if twice := {name for name in names if names.count(name) > 1}:
         sys.exit(f"{model.__name__} has two fields that are the tensor {min(twice)!r}")
     return found
+
+
+def spread_files(fields: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield each field's name and schema; of a file, or a list of them, those of each part."""
+    for name, field in fields.items():
+        inner = field.get("items", field)
+        parts = inner.get("properties", {})
+        if parts.get("data", {}).get("contentEncoding") != "base64":
+            yield name, "", field
+            continue
+        declared = {DECLARATION: field.get(DECLARATION, {})}
+        for part, schema in parts.items():
+            yield name, part, {**field, "items": schema} if "items" in field else schema | declared
 
 
 def describe_column(
@@ -239,7 +273,8 @@ def describe_column(
     if datatype := OF_SCHEMA.get(str(inner.get("type"))):
         check_declared(wanted or datatype, datatype, output=output)
         column = Column(name, field, wanted or datatype, depth, is_json=False, in_rows=in_rows)
-        return replace(column, max_items=max_items if depth else None)
+        is_base64 = output and inner.get("contentEncoding") == "base64"
+        return replace(column, max_items=max_items if depth else None, is_base64=is_base64)
     check_declared(wanted or "BYTES", "BYTES", output=output)
     depth = 0 if in_rows else min(depth, 1)  # lists of objects are seldom of one length
     return Column(name, field, "BYTES", depth, is_json=True, in_rows=in_rows)

@@ -298,7 +298,7 @@ class Inference(Generic[ParamsT]):
             tensor = response.outputs.add(
                 name=answer.name, datatype=answer.datatype, shape=answer.shape
             )
-            if answer.content_type:
+            if answer.content_type == "json":
                 tensor.parameters["content_type"].string_param = answer.content_type
             if work.is_raw:
                 response.raw_output_contents.append(answer.binary)

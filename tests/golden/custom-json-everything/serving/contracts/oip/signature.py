@@ -212,4 +212,4 @@ def count_rows(columns: Sequence[Column], tensors: Sequence[Tensor]) -> int | No
 def answers(columns: Sequence[Column], outputs: Sequence[BaseModel]) -> list[Answer]:
     """Return the model's outputs as tensors."""
     rows = [output.model_dump(mode="json") for output in outputs]
-    return [column.give([row[column.field] for row in rows]) for column in columns]
+    return [column.give([column.value(row) for row in rows]) for column in columns]

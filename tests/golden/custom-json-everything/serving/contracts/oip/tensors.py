@@ -224,7 +224,16 @@ class Answer:
     datatype: Datatype
     shape: list[int]
     flat: list[Any]  # its elements, row by row; those of BYTES are bytes
-    content_type: str | None = None  # of BYTES
+    content_type: str | None = None  # of BYTES; "base64" is what they are in JSON only
+
+    @property
+    def in_json(self) -> list[Any]:
+        """The elements as JSON has them."""
+        if self.datatype != "BYTES":
+            return self.flat
+        if self.content_type == "base64":
+            return [base64.b64encode(item).decode() for item in self.flat]
+        return [item.decode() for item in self.flat]
 
     @property
     def binary(self) -> bytes:

@@ -1,0 +1,1 @@
+"""The contracts of other systems, each an adapter around the same core."""
