@@ -529,7 +529,7 @@ MUTANTS = [
         input_kind="json",
         features=["streaming"],
     ),
-    mutant(61, "no-end", (STREAMING, '            yield event("{}", "end")\n', ""), **STREAMS),
+    mutant(61, "no-end", (STREAMING, "            yield end\n", ""), **STREAMS),
     mutant(
         61,
         "failure-ends-the-connection",
