@@ -58,7 +58,7 @@ RENDERS: dict[str, dict[str, Any]] = {
         "model_type": "custom",
         "input_kind": "json",
         "features": list(FEATURES),
-        "contracts": ["oip-grpc", "sagemaker", "model-engine"],
+        "contracts": ["oip-grpc", "sagemaker", "model-engine", "openai"],
         "auth": "jwt",
     },
     "pytorch-batch-plain": {

@@ -19,7 +19,7 @@ from tests.support.environments import CACHE, environment, locked, run
 from tests.support.live import Live, live, wait_for
 from tests.support.openapi import export, validate
 from tests.support.rendering import render
-from tests.support.updating import put_model, python
+from tests.support.updating import change, put_model, python
 from tests.support.variants import ROOT
 
 NAME = "my-model-server"
@@ -475,6 +475,16 @@ def test_structured(service: Live, native: bool, inhabitants: int) -> None:  # n
     """pydantic-ai gets objects, by a schema and by a tool."""
     found = driver("of_openai")("by_pydantic_ai", service.url, NAME, "Paris?", native=native)
     assert found == {"name": "Paris", "inhabitants": inhabitants}
+
+
+def test_options_without_names(project: Path, tmp_path: Path) -> None:
+    """A method that would take any option ends the start, with a line that says what is right."""
+    folder = Path(shutil.copytree(project, tmp_path / "service"))
+    change(folder / "inference.py", "**sampling: Unpack[Sampling]", "**sampling: Any")
+    with live(folder, python(), tmp_path / "log") as service:
+        assert service.process.wait(30) == 1
+        assert "Model.chat: **sampling must be Unpack[Sampling]" in service.log
+        assert "Traceback" not in service.log
 
 
 def held(service: Live, client: httpx.Client) -> Generator[str, None, None]:
