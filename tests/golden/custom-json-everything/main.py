@@ -13,6 +13,7 @@ from fastapi_offline import FastAPIOffline
 from inference import EXAMPLE, MODEL_NAME, Model, Output, Params
 from serving.contracts.model_engine import create_router as create_model_engine_router
 from serving.contracts.oip.routes import create_router as create_oip_router
+from serving.contracts.openai.routes import create_router as create_openai_router
 from serving.contracts.sagemaker import bootstrap
 from serving.errors import RESPONSES
 from serving.gpu import router as gpu_router
@@ -93,6 +94,7 @@ if service.streams:
 app.include_router(model_router)
 app.include_router(gpu_router)
 app.include_router(create_oip_router(service))
+app.include_router(create_openai_router(service))
 app.include_router(create_model_engine_router(service, Output))
 bootstrap(app, service, Output)
 service.install(app)  # last: what it adds is outermost

@@ -53,6 +53,7 @@ disable_created_metrics()  # a second series for each, with the time of its firs
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+PACES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 LABELS = ("method", "route", "status")
 # What a gauge is for all processes together.
 SUM: dict[str, Any] = {"multiprocess_mode": "livesum"}
@@ -71,6 +72,12 @@ RUNNING = Gauge("model_running", "Requests that the model works on.", **SUM)
 WAITS = Histogram("model_queue_duration_seconds", "Time in the queue.", buckets=SECONDS)
 BATCHES = Histogram("model_batch_size", "Requests in one call.", buckets=SIZES)
 CALLS = Histogram("model_call_duration_seconds", "Time of one call.", buckets=SECONDS)
+FIRST_TOKENS = Histogram(
+    "model_first_token_seconds", "Time until an answer in parts begins.", buckets=SECONDS
+)
+SPEEDS = Histogram(
+    "model_tokens_per_second", "Tokens of an answer after its first, in a second.", buckets=PACES
+)
 TIMEOUTS = Counter("model_timeouts", "Requests past INFER_TIMEOUT_SECONDS.")
 RESTARTS = Counter("model_worker_restarts", "Times that a lost worker was replaced.")
 LOAD = Gauge("model_load_seconds", "Time of the load, warm-up included.", **LATEST)

@@ -17,6 +17,7 @@ from serving.actions import ActingRunner
 from serving.auth import Authorizer, check_settings, install_auth
 from serving.batching import BatchingRunner, BatchingWorker
 from serving.contracts.oip.grpc_server import serve_grpc
+from serving.contracts.openai.calls import GeneratingRunner
 from serving.errors import RESPONSES, handle
 from serving.inputs import ParamsT
 from serving.isolation import IsolatedWorker, ModelProcess
@@ -29,10 +30,10 @@ from serving.requests import ParsedRequest, RequestParser
 from serving.runner import Job
 from serving.schemas import is_finite
 from serving.settings import settings
-from serving.streaming import StreamingRunner, StreamingWorker, Streams, event_stream
+from serving.streaming import StreamingWorker, Streams, event_stream
 
 
-class ModelRunner(ActingRunner, StreamingRunner, BatchingRunner):
+class ModelRunner(ActingRunner, GeneratingRunner, BatchingRunner):
     """The model, with the features that concern it."""
 
 

@@ -93,6 +93,8 @@ class Settings(BaseSettings):
     """Its version there."""
     oip_server_name: str = "my-model-server"
     """What the server is called there; some of Triton's clients insist on `triton`."""
+    openai_model_name: str = "my-model-server"
+    """What the model is called in OpenAI's API."""
     device: Device | None = None
     """Device to use, taken as it stands, such as `cuda:1`; by default the best there is."""
     max_upload_mb: PositiveInt = 20

@@ -149,7 +149,7 @@ class RequestParser(Generic[ParamsT]):
             raise CannotLoad(f"EXAMPLE in inference.py has no {self.field!r}, DECODER's field")
         names = example[self.field] if self.decoder.several else [example[self.field]]
         fields = {name: value for name, value in example.items() if name != self.field}
-        files = [Upload((ROOT / name).read_bytes(), name) for name in names]
+        files = [Upload((ROOT / name).read_bytes(), Path(name).name) for name in names]
         return self.decoder.decode(files, self.params(**fields))
 
     def openapi(self, example: Mapping[str, Any]) -> dict[str, Any]:

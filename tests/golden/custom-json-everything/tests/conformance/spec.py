@@ -104,7 +104,6 @@ ELSEWHERE = {
     44: "seen in k8s.yaml, which the template's tests read",
     45: "seen in k8s.yaml, which the template's tests read",
     46: "answered in AGENTS.md",
-    72: "not chosen: the question contracts",
 }
 
 

@@ -1,0 +1,1 @@
+"""OpenAI's API, for what the model can do of it."""
