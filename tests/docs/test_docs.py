@@ -257,7 +257,7 @@ def test_readme_draws_the_tree(tmp_path: Path) -> None:
 
 
 # A page whose services need more than those of a model that is plain Python.
-STACKS = {"first-service.md": "pytorch"}
+STACKS = {"first-service.md": "pytorch", "serve-openai.md": "ggml"}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 

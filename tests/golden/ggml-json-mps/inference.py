@@ -65,11 +65,11 @@ class Model:
         self.server = xllamacpp.Server(params)
 
     def predict(self, inputs: list[Input[Params]]) -> list[Output]:
-        """Answer each prompt."""
+        """Answer each input."""
         return [self._answer(item.params) for item in inputs]
 
     def stream(self, item: Input[Params]) -> Iterator[Output]:
-        """Answer a prompt token by token."""
+        """Answer an input token by token."""
         request = self._turn(item.params)
         for choice, _ in self._parts(self.server.handle_chat_completions, request):
             if text := choice.get("delta", {}).get("content"):
