@@ -12,6 +12,7 @@ from serving.actions import Action
 from serving.contracts.openai.errors import ERRORS
 from serving.contracts.openai.requests import Asked, ModelRequest, Options
 from serving.errors import UnsupportedType
+from serving.inputs import Upload
 from serving.requests import ParsedRequest, check_encoding, essence, name_of, parse_form, text_of
 from serving.schemas import field_errors, inline_refs
 
@@ -79,15 +80,18 @@ async def read_form(
     if essence(header) != "multipart/form-data":
         raise UnsupportedType("Send multipart/form-data.")
     parts = parse_form(body, header)
-    files = [part for part in parts if name_of(part) == FILE]
+    files = [
+        Upload.sent(part.raw, part.filename, part.headers.get("Content-Type"))
+        for part in parts
+        if name_of(part) == FILE
+    ]
     fields = {name_of(part): text_of(part) for part in parts if part.filename is None}
     try:
         asked = TranscriptionRequest.model_validate(fields)
     except ValidationError as error:
         raise RequestValidationError(field_errors(error)) from error
     asked.check_model()
-    types = {essence(part.headers.get("Content-Type")) for part in files}
-    return asked, service.parse.check([part.raw for part in files], types, {})
+    return asked, service.parse.check(files[-1:], {})
 
 
 def encode(
