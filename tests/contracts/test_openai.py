@@ -652,6 +652,8 @@ def test_llama_chat(llama: Live) -> None:
     whole = create(llama, "chat", **asked)
     text = whole["choices"][0]["message"]["content"]
     assert "Paris" in text
+    own = llama.client.post("/infer", json={"prompt": CAPITAL, "max_tokens": 8}).json()
+    assert own["text"] == text
     usage = {"include_usage": True}
     *chunks, last = stream(llama, "chat", **asked, stream_options=usage)
     assert "".join(x["choices"][0]["delta"].get("content", "") for x in chunks) == text
@@ -676,23 +678,22 @@ def test_llama_options(llama: Live) -> None:
     one, other = (create(llama, "chat", **hot)["choices"] for _ in range(2))
     assert one == other
     assert one[0]["message"] != one[1]["message"]
-    done = create(llama, "completions", prompt="The capital of France is", max_tokens=4, stop=".")
+    text = {"prompt": "The capital of France is", "temperature": 0, "max_tokens": 4, "stop": "."}
+    done = create(llama, "completions", **text)
     assert done["choices"][0]["finish_reason"] == "stop"
     assert done["choices"][0]["text"] == " Paris"
 
 
 def test_llama_completions(llama: Live) -> None:
-    """Texts are continued, as they are by the service's own route."""
-    prompt = "The capital of France is"
+    """Texts are continued, whole and in chunks in the same way."""
     asked: dict[str, Any] = {
-        "prompt": [prompt, "Water boils at"],
+        "prompt": ["The capital of France is", "Water boils at"],
         "max_tokens": 4,
         "temperature": 0,
         "logprobs": 1,
     }
     whole = create(llama, "completions", **asked)
-    own = llama.client.post("/infer", json={"prompt": prompt, "max_tokens": 4}).json()
-    assert whole["choices"][0]["text"] == own["text"]
+    assert whole["choices"][0]["text"].startswith(" Paris")
     assert whole["choices"][0]["logprobs"]["text_offset"][0] == 0
     chunks = stream(llama, "completions", **asked)
     for index in (0, 1):
