@@ -1,7 +1,7 @@
 """Every variant that the prompts can produce, derived from the tables in copier.yml alone."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -153,7 +153,23 @@ def variants() -> tuple[Variant, ...]:
         for name, row in table("presets").items()
         for accelerator in table("model_types")[row["model_type"]]["accelerators"]
     ]
-    return tuple(_with_others(cells))
+    return tuple(_with_each_contract([*_with_others(cells)]))
+
+
+def _with_each_contract(cells: list[Variant]) -> list[Variant]:
+    """Give a kind of input that lacks a contract in its whole suites all of them in its last."""
+    for kind in choices("input_kind"):
+        places = [
+            place
+            for place, cell in enumerate(cells)
+            if cell.is_full_depth and cell.input_kind == kind
+        ]
+        found = {name for place in places for name in dict(cells[place].others)["contracts"]}
+        if not found >= {*CONTRACTS}:
+            cell = cells[places[-1]]
+            others = dict(cell.others) | {"contracts": tuple(CONTRACTS)}
+            cells[places[-1]] = replace(cell, others=tuple(others.items()))
+    return cells
 
 
 def _with_others(cells: list[Variant]) -> Iterator[Variant]:
