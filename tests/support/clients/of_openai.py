@@ -1,13 +1,15 @@
 """Drives OpenAI's own client, and libraries that speak its API; each answer is validated."""
 
 import asyncio
+import base64
 import os
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import openai
 from lines import serve
-from openai.types import Completion, CreateEmbeddingResponse
+from openai.types import Completion, CreateEmbeddingResponse, ImagesResponse
 from openai.types.audio import Transcription
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
@@ -19,14 +21,17 @@ ANSWERS: dict[str, type[BaseModel]] = {
     "completions": Completion,
     "embeddings": CreateEmbeddingResponse,
     "transcriptions": Transcription,
+    "images": ImagesResponse,
 }
 CHUNKS: dict[str, type[BaseModel]] = {"chat": ChatCompletionChunk, "completions": Completion}
 
 
-def method_of(client: Any, api: str) -> Any:
-    """Return what creates answers of this part of the API."""
-    parts = {"chat": client.chat.completions, "transcriptions": client.audio.transcriptions}
-    return parts.get(api) or getattr(client, api)
+def method_of(client: Any, api: str, kind: str = "") -> Any:
+    """Return what creates answers of this part of the API, or responses of a kind."""
+    names = {"chat": "chat.completions", "transcriptions": "audio.transcriptions"}
+    names |= {"speech": "audio.speech"}
+    path = [*names.get(api, api).split("."), *filter(None, [kind])]
+    return getattr(reduce(getattr, path, client), "generate" if api == "images" else "create")
 
 
 def extras(value: Any, place: str = "") -> Iterator[str]:
@@ -73,7 +78,6 @@ def create(
 ) -> Any:
     """Create an answer: by the client for coroutines, too, or as the raw response."""
     options: dict[str, Any] = {"base_url": f"{url}/v1", "api_key": key, "max_retries": retries}
-    kind = ANSWERS[api]
     if "file" in body:
         body = {**body, "file": open(body["file"], "rb")}  # noqa: SIM115, PTH123
     try:
@@ -81,22 +85,25 @@ def create(
 
             async def ask() -> Any:
                 async with openai.AsyncOpenAI(**options) as client:
-                    return await method_of(client, api).create(**body)
+                    return await method_of(client, api)(**body)
 
             answer = asyncio.run(ask())
         else:
             with openai.OpenAI(**options) as client:
                 if how == "sync":
-                    answer = method_of(client, api).create(**body)
+                    answer = method_of(client, api)(**body)
                 else:
-                    response = method_of(client, api).with_raw_response.create(**body)
+                    response = method_of(client, api, "with_raw_response")(**body)
                     assert response.headers["content-type"] == "application/json"
                     answer = response.parse()
     except openai.APIError as error:
         return failure(error)
     if isinstance(answer, str):
         return answer
-    return validated(kind, answer.model_dump(mode="json", by_alias=True, exclude_unset=True))
+    if isinstance(answer, openai.HttpxBinaryResponseContent):
+        headers = answer.response.headers
+        return {"headers": dict(headers), "data": base64.b64encode(answer.content).decode()}
+    return validated(ANSWERS[api], answer.model_dump(mode="json", by_alias=True, exclude_unset=True))
 
 
 def stream(
@@ -112,7 +119,7 @@ def stream(
 
     async def ask() -> None:
         async with openai.AsyncOpenAI(**options) as client:
-            async for chunk in await method_of(client, api).create(**body, stream=True):
+            async for chunk in await method_of(client, api)(**body, stream=True):
                 take(chunk)
 
     try:
@@ -120,7 +127,7 @@ def stream(
             asyncio.run(ask())
         else:
             with openai.OpenAI(**options) as client:
-                for chunk in method_of(client, api).create(**body, stream=True):
+                for chunk in method_of(client, api)(**body, stream=True):
                     take(chunk)
     except openai.APIError as error:
         chunks.append(failure(error))
@@ -152,6 +159,17 @@ def by_litellm(url: str, model: str, text: str) -> Any:
     chunks = litellm.completion(**options, stream=True)
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     return whole.choices[0].message.content, streamed, whole.usage.completion_tokens
+
+
+def media_by_litellm(url: str, model: str, text: str) -> Any:
+    """Have litellm ask for speech and for a picture; return both in base64."""
+    import litellm
+
+    options: dict[str, Any] = {"model": f"openai/{model}", "api_key": "no key"}
+    options["api_base"] = f"{url}/v1"
+    speech = litellm.speech(input=text, voice="default", **options)
+    drawn = litellm.image_generation(prompt=text, **options)
+    return base64.b64encode(speech.content).decode(), drawn.data[0].b64_json
 
 
 def by_langchain(url: str, model: str, text: str) -> Any:
@@ -193,6 +211,7 @@ if __name__ == "__main__":
             "stream": stream,
             "models": models,
             "by_litellm": by_litellm,
+            "media_by_litellm": media_by_litellm,
             "by_langchain": by_langchain,
             "by_pydantic_ai": by_pydantic_ai,
         }
