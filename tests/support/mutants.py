@@ -976,4 +976,10 @@ MUTANTS = [
         ),
         **SPEAKS_OPENAI,
     ),
+    mutant(
+        72,
+        "another-form-in-its-place",
+        (f"{OPENAI}media.py", "    if wanted not in (None, form):", "    if form is None:"),
+        **SPEAKS_OPENAI,
+    ),
 ]

@@ -61,6 +61,16 @@ class FakeModel:
             run("predict.py", part=part, inputs=messages)
             yield f"word{part} "
 
+    def speak(self, text: str) -> object:
+        """Return a file; only OpenAI's API asks for it, and for the next."""
+        run("predict.py", inputs=[text])
+        return make_file(b"sound", "audio/wav")
+
+    def draw(self, prompt: str) -> object:
+        """Return another."""
+        run("predict.py", inputs=[prompt])
+        return make_file(b"picture", "image/png")
+
     def close(self) -> None:
         """Leave a trace."""
         (folder() / "closed").touch()
@@ -75,6 +85,11 @@ def run(name: str, **names: object) -> None:
     """Run a file of the folder."""
     known = {"folder": folder(), "time": time} | names
     exec((folder() / name).read_text(), known)  # noqa: S102 -- the tests' own
+
+
+def make_file(data: bytes, content_type: str) -> Any:
+    """Return an answer that is a file."""
+    return importlib.import_module("serving").File(data=data, content_type=content_type)
 
 
 def answer(item: Any) -> Any:
