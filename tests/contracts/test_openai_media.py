@@ -15,6 +15,8 @@ from tests.support.openapi import export, validate
 from tests.support.rendering import render
 from tests.support.updating import put_model, python
 
+pytestmark = pytest.mark.xdist_group("openai-media")
+
 # What it makes says what it was told.
 STUDIO = '''"""Speaks and draws, with all that a request may say of it."""
 
@@ -193,7 +195,12 @@ def test_images(studio: Live, how: str) -> None:
     assert sorted(answer) == ["created", "data", "output_format"]
     assert answer["output_format"] == "png"
     assert pictures_of(answer) == [["A cat", "64x64", "usual", "grey", "", 90, 0]]
-    left = {"size": "auto", "quality": "auto", "background": "auto", "moderation": "auto"}
+    left: dict[str, Any] = {
+        "size": "auto",
+        "quality": "auto",
+        "background": "auto",
+        "moderation": "auto",
+    }
     left |= {"response_format": "b64_json", "stream": False, "partial_images": 0}
     same = create(studio, "images", **usual, **left)
     assert pictures_of(same) == pictures_of(answer)
@@ -227,7 +234,7 @@ def test_without_options(plain: Live) -> None:
 
 
 def test_litellm(plain: Live) -> None:
-    """litellm gets the same, with nothing changed for this service."""
+    """The library litellm gets the same, with nothing changed for this service."""
     found = driver("of_openai")("media_by_litellm", plain.url, NAME, "A cat")
     assert list(map(b64decode, found)) == [b"A cat", b"A cat"]
 
@@ -239,7 +246,13 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str | None, str | None]] = {
     "no voice": ("studio", SPEECH, {"input": "x"}, "voice", "missing_required_parameter"),
     "a custom voice": ("studio", SPEECH, {"input": "x", "voice": {"id": "a"}}, "voice", None),
     "no such voice": ("studio", SPEECH, {**SPOKEN, "voice": "nobody"}, None, None),
-    "other voices": ("plain", SPEECH, {**SPOKEN, "voice": "anna"}, "voice", "unsupported_parameter"),
+    "other voices": (
+        "plain",
+        SPEECH,
+        {**SPOKEN, "voice": "anna"},
+        "voice",
+        "unsupported_parameter",
+    ),
     "no text": ("studio", SPEECH, {**SPOKEN, "input": ""}, "input", "invalid_value"),
     "long": ("studio", SPEECH, {**SPOKEN, "input": "x" * 4097}, "input", "invalid_value"),
     "fast": ("plain", SPEECH, {**SPOKEN, "speed": 2}, "speed", "unsupported_parameter"),
@@ -266,7 +279,13 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str | None, str | None]] = {
         "response_format",
         "unsupported_value",
     ),
-    "no such form": ("studio", SPEECH, {**SPOKEN, "response_format": "au"}, "response_format", None),
+    "no such form": (
+        "studio",
+        SPEECH,
+        {**SPOKEN, "response_format": "au"},
+        "response_format",
+        None,
+    ),
     "no prompt": ("studio", IMAGES, {}, "prompt", "missing_required_parameter"),
     "two": ("plain", IMAGES, {**DRAWN, "n": 2}, "n", "unsupported_parameter"),
     "too many": ("studio", IMAGES, {**DRAWN, "n": 11}, "n", "invalid_value"),

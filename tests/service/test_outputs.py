@@ -182,6 +182,7 @@ def test_any_file(studio: Live, name: str) -> None:
     answer = ask(studio, script).raise_for_status()
     assert answer.content == bytes(range(256))
     assert answer.headers["content-type"] == "text/csv; header=absent"
+    assert answer.headers["x-content-type-options"] == "nosniff"
     kind, _, parameter = answer.headers["content-disposition"].partition("; ")
     key, _, value = parameter.partition("=UTF-8''")
     assert (kind, key, unquote(value)) == ("inline", "filename*", name)

@@ -103,7 +103,9 @@ def create(
     if isinstance(answer, openai.HttpxBinaryResponseContent):
         headers = answer.response.headers
         return {"headers": dict(headers), "data": base64.b64encode(answer.content).decode()}
-    return validated(ANSWERS[api], answer.model_dump(mode="json", by_alias=True, exclude_unset=True))
+    return validated(
+        ANSWERS[api], answer.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    )
 
 
 def stream(
