@@ -172,7 +172,7 @@ def speech_of(answer: dict[str, Any]) -> tuple[str, Any]:
     return answer["headers"]["content-type"], json.loads(b64decode(answer["data"]))
 
 
-@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("how", ["sync", "async", "streamed"])
 def test_speech(studio: Live, how: str) -> None:
     """The answer is the model's file; what a request says is what the model is told."""
     usual: dict[str, Any] = {"how": how, "key": KEY, "input": "Grüß Gott", "voice": "anna"}

@@ -67,6 +67,11 @@ def failure(error: openai.APIError) -> dict[str, Any]:
     return {"failure": {**told, **body}}
 
 
+def told(headers: Any, file: bytes) -> dict[str, Any]:
+    """Return what there is to tell of a file."""
+    return {"headers": dict(headers), "data": base64.b64encode(file).decode()}
+
+
 def create(
     url: str,
     api: str,
@@ -76,7 +81,10 @@ def create(
     how: str = "sync",
     retries: int = 0,
 ) -> Any:
-    """Create an answer: by the client for coroutines, too, or as the raw response."""
+    """Create an answer: by the client for coroutines, too, or as the raw response.
+
+    A file may be streamed, too.
+    """
     options: dict[str, Any] = {"base_url": f"{url}/v1", "api_key": key, "max_retries": retries}
     if "file" in body:
         body = {**body, "file": open(body["file"], "rb")}  # noqa: SIM115, PTH123
@@ -92,6 +100,9 @@ def create(
             with openai.OpenAI(**options) as client:
                 if how == "sync":
                     answer = method_of(client, api)(**body)
+                elif how == "streamed":
+                    with method_of(client, api, "with_streaming_response")(**body) as response:
+                        return told(response.headers, response.read())
                 else:
                     response = method_of(client, api, "with_raw_response")(**body)
                     assert response.headers["content-type"] == "application/json"
@@ -101,8 +112,7 @@ def create(
     if isinstance(answer, str):
         return answer
     if isinstance(answer, openai.HttpxBinaryResponseContent):
-        headers = answer.response.headers
-        return {"headers": dict(headers), "data": base64.b64encode(answer.content).decode()}
+        return told(answer.response.headers, answer.content)
     return validated(
         ANSWERS[api], answer.model_dump(mode="json", by_alias=True, exclude_unset=True)
     )
