@@ -478,6 +478,16 @@ def test_structured(service: Live, native: bool, inhabitants: int) -> None:  # n
     assert found == {"name": "Paris", "inhabitants": inhabitants}
 
 
+MODES = {"TOOLS": 3, "JSON_SCHEMA": 2, "JSON": 2}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_instructor(service: Live, mode: str) -> None:
+    """The library instructor gets them too, whole and in a stream, by each of its ways to ask."""
+    found = driver("of_instructor")("create", service.url, NAME, "Paris?", mode=mode)
+    assert found == [{"name": "Paris", "inhabitants": MODES[mode]}] * 2
+
+
 def test_options_without_names(project: Path, tmp_path: Path) -> None:
     """A method that would take any option ends the start, with a line that says what is right."""
     folder = Path(shutil.copytree(project, tmp_path / "service"))

@@ -38,6 +38,8 @@ REQUIREMENTS = {
         "pydantic-ai-slim[openai]>=2.68,<3",
         "numpy>=2.3,<3",
     ],
+    # Its newest wants an older client of OpenAI's than the others.
+    "of_instructor": ["instructor>=1.17,<2", "numpy>=2.3,<3"],
 }
 # Run by the service's own Python in its folder: what its decoder makes of a file.
 DECODE = """
