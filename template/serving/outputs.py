@@ -58,8 +58,8 @@ def encode_file(accept: str, outputs: list[Any]) -> Response:
         return Response(file.model_dump_json(), media_type="application/json")
     if file.name:
         headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(file.name, safe='')}"
-    headers |= {"Content-Type": file.content_type, "X-Content-Type-Options": "nosniff"}
-    return Response(file.data, headers=headers)
+    fixed = {"Content-Type": file.content_type, "X-Content-Type-Options": "nosniff"}
+    return Response(file.data, headers=fixed | headers)
 
 
 def quality(accept: str, content_type: str) -> float:
