@@ -240,7 +240,7 @@ MUTANTS = [
     mutant(
         24, "another-type", *ANSWERS_A_FILE, (OUTPUTS, '"Content-Type": file', '"No-Type": file')
     ),
-    mutant(24, "headers-lost", *ANSWERS_A_FILE, (OUTPUTS, ", **headers}", "}")),
+    mutant(24, "headers-lost", *ANSWERS_A_FILE, (OUTPUTS, "fixed | headers", "fixed")),
     mutant(
         25,
         "empty-is-unreadable",
