@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -106,7 +107,7 @@ def pause_of(recording: Path) -> float:
     with wave.open(str(recording)) as reader:
         reader.setpos(int(2.3 * reader.getframerate()))
         samples = array("h", reader.readframes(reader.getframerate() // 2))
-    return sum(map(abs, samples)) / len(samples)
+    return statistics.fmean(map(abs, samples))
 
 
 def test_every_preset_has_one(tmp_path: Path) -> None:
