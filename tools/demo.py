@@ -6,6 +6,7 @@ It needs Python 3.11 or newer and a package index; everything that it makes lies
 import io
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -13,7 +14,10 @@ import socket
 import subprocess
 import sys
 import time
+import wave
 import zipfile
+from array import array
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from http import HTTPStatus
@@ -30,6 +34,7 @@ DEMO = ROOT / ".demo"
 TOOLS = DEMO / "tools"
 TEMPLATE = DEMO / "template"
 PAGE = DEMO / "page.png"
+NOISY = DEMO / "noisy-speech.wav"
 ANSWER = DEMO / "answer.json"
 BOXES = DEMO / "page-with-boxes.png"
 LOG = DEMO / "service.log"
@@ -39,6 +44,7 @@ STEPS = 6
 READY_SECONDS = 120
 STOP_SECONDS = 30
 LOG_LINES = 15
+NOISE = 600  # of 32767
 ALL_OF_IT = "The end of its log is above, all of it in .demo/service.log."
 COLOURS = sys.stdout.isatty() and not os.getenv("NO_COLOR") and os.getenv("TERM") != "dumb"
 NO_INDEX = "Is a package index reachable? It is set by pip.conf, PIP_INDEX_URL or UV_DEFAULT_INDEX."
@@ -53,6 +59,7 @@ class Demo(NamedTuple):
     report: Callable[[Any], list[str]]
     has_boxes: bool = False
     file: Path | None = None  # what it is sent in place of its own example
+    answers_file: bool = False
 
     @property
     def service(self) -> Path:
@@ -100,6 +107,15 @@ def species_of(answer: Any) -> list[str]:
     return [bold("probability  species"), f"{answer['probability']:>10.1%}   {answer['species']}"]
 
 
+def recording_of(answer: Any) -> list[str]:
+    """Show where the cleaned recording is, and how much of it is speech."""
+    return [
+        bold("speech  recording"),
+        f"{answer['speech']:>6.1%}  {shown(NOISY)}, with noise",
+        f"{'':>6}  {shown(DEMO / answer['name'])}, without",
+    ]
+
+
 DEMOS = {
     demo.preset: demo
     for demo in (
@@ -109,6 +125,7 @@ DEMOS = {
         Demo("minilm", "embeds-text", "/embed", vector_of),
         Demo("smollm2", "chats", "/chat", text_of),
         Demo("iris", "tells-irises", "/classify", species_of),
+        Demo("rnnoise", "removes-noise", "/denoise", recording_of, file=NOISY, answers_file=True),
     )
 }
 
@@ -135,8 +152,10 @@ def main(preset: str) -> None:
         render(demo)
     with step(3, "Installing the service's packages"):
         install(demo)
-        if demo.file:
+        if demo.file == PAGE:
             fetch_page()
+        if demo.file == NOISY:
+            add_noise(demo.service / "example-speech.wav")
     port = free_port()
     with service_on(port, demo) as service:
         with step(4, "Starting the service"):
@@ -237,6 +256,15 @@ def fetch_page() -> None:
     shutil.rmtree(wheels)
 
 
+def add_noise(speech: Path) -> None:
+    """Make a recording with noise out of one without; both have samples of 16 bits."""
+    with wave.open(str(speech)) as reader, wave.open(str(NOISY), "wb") as writer:
+        writer.setparams(reader.getparams())
+        samples = array("h", reader.readframes(reader.getnframes()))
+        noisy = (round(sample + random.gauss(0, NOISE)) for sample in samples)
+        writer.writeframes(array("h", (max(-32768, min(32767, sample)) for sample in noisy)))
+
+
 def free_port() -> int:
     """Find a port that nothing listens on."""
     with socket.socket() as sock:
@@ -315,7 +343,7 @@ def ask(port: int, demo: Demo, question: Any) -> Any:
         content_type, body = form(question)
     else:
         content_type, body = "application/json", json.dumps(question).encode()
-    headers = {"Content-Type": content_type}
+    headers = {"Content-Type": content_type, "Accept": "application/json"}
     try:
         status, answer = request(port, "POST", demo.route, body, headers)
     except (OSError, HTTPException) as error:
@@ -329,7 +357,10 @@ def ask(port: int, demo: Demo, question: Any) -> Any:
             [demo.python, script, question["file"], ANSWER, BOXES],
             "The boxes cannot be drawn: see above.",
         )
-    return json.loads(answer)
+    document = json.loads(answer)
+    if demo.answers_file:
+        (DEMO / document["name"]).write_bytes(b64decode(document["data"]))
+    return document
 
 
 def form(fields: Mapping[str, Any]) -> tuple[str, bytes]:
@@ -369,6 +400,8 @@ def report(demo: Demo, question: Any, answer: Any) -> None:
     arguments = f"--json '{json.dumps(question)}'"
     if "file" in question:
         arguments = f"-F file=@{shown(Path(question['file']))}"
+    if demo.answers_file:
+        arguments += f" --output {shown(DEMO / answer['name'])}"
     print(f"""
 Start the service again, and ask it from another terminal:
 

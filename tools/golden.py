@@ -29,6 +29,7 @@ RENDERS: dict[str, dict[str, Any]] = {
     "minilm": {"preset": "minilm"},
     "rapid-layout": {"preset": "rapid-layout"},
     "smollm2-streaming": {"preset": "smollm2", "features": ["observability", "streaming"]},
+    "rnnoise": {"preset": "rnnoise"},
     "iris-oip": {"preset": "iris", "accelerator": "cpu", "contracts": ["oip"]},
     "transformers-audio-cuda": {
         "model_type": "transformers",

@@ -3,9 +3,12 @@
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
+import wave
+from array import array
 from pathlib import Path
 
 import pytest
@@ -83,6 +86,28 @@ def test_another_preset(checkout: Path) -> None:
     assert status == 0, output + errors
     assert "setosa" in output
     assert errors == ""
+
+
+def test_answer_that_is_a_file(checkout: Path) -> None:
+    """A recording with noise is sent, and one without lies where the demo says."""
+    status, output, errors = finish(start(checkout, "rnnoise"), checkout)
+    assert status == 0, output + errors
+    assert errors == ""
+    assert " .demo/noisy-speech.wav, with noise\n" in output
+    assert " .demo/clean.wav, without\n" in output
+    noisy, clean = (
+        pause_of(checkout / ".demo" / f"{name}.wav") for name in ("noisy-speech", "clean")
+    )
+    assert noisy > 300
+    assert clean < 10
+
+
+def pause_of(recording: Path) -> float:
+    """Return the mean height of the samples between the example's sentences."""
+    with wave.open(str(recording)) as reader:
+        reader.setpos(int(2.3 * reader.getframerate()))
+        samples = array("h", reader.readframes(reader.getframerate() // 2))
+    return statistics.fmean(map(abs, samples))
 
 
 def test_every_preset_has_one(tmp_path: Path) -> None:

