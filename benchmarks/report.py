@@ -238,7 +238,12 @@ FLOORS = [
         at_least=False,
     ),
     Floor("b8", "0.95 of llama.cpp's, 1 connection", 0.95, lambda x: x[OURS, 1]["share"]),
-    Floor("b9", "0.9 of the service's own route", 0.9, lead(OPENAI, OWN, at=(1, 16))),
+    Floor(
+        "b9",
+        "0.9 of the service's own route, 1 and 16 connections",
+        0.9,
+        lead(OPENAI, OWN, at=(1, 16)),
+    ),
 ]
 
 
