@@ -205,13 +205,29 @@ def test_sections_stay(tmp_path: Path) -> None:
 
 
 def test_where_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A section names the versions of its own peers, and changes that no commit has."""
-    monkeypatch.setattr(report, "python_of", lambda _peer: sys.executable)
-    monkeypatch.setitem(report.PACKAGES, "b9", ("httpx",))
+    """A section names the versions of its own packages, each from the environment that has it."""
+    asked: list[str] = []
+
+    def python_of(peer: str) -> str:
+        asked.append(peer)
+        return sys.executable
+
+    monkeypatch.setattr(report, "python_of", python_of)
+    monkeypatch.setattr(report, "PEERS", ("httpx",))
+    monkeypatch.setitem(report.PACKAGES, "b9", ("pytest", "httpx"))
     about = report.machine("b9", "make bench ONLY=b9")
-    assert about["versions"] == {"Python": platform.python_version(), "httpx": httpx.__version__}
+    assert about["versions"] == {
+        "Python": platform.python_version(),
+        "pytest": pytest.__version__,
+        "httpx": httpx.__version__,
+    }
+    assert asked == ["ours", "ours", "httpx"]
     assert about["command"] == "make bench ONLY=b9"
     assert re.fullmatch(r"[\da-f]{7,}( with changes)?", about["commit"])
+
+
+def test_every_benchmark_is_described() -> None:
+    """Each has a text on the page, and names the packages that its figures depend on."""
     assert list(report.ABOUT) == list(report.PACKAGES) == list(TITLES)
 
 
