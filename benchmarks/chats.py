@@ -65,9 +65,17 @@ async def ask(client: httpx.AsyncClient, sheep: int, note: Callable[[float, int]
     return "".join(texts)
 
 
+def client_of(url: str) -> httpx.AsyncClient:
+    """Return a client that opens a connection for each request.
+
+    Now and then llama.cpp's server closes one that it keeps, while the next request is on its way.
+    """
+    return httpx.AsyncClient(base_url=url, headers={"Connection": "close"}, timeout=60)
+
+
 async def answers(url: str, number: int) -> list[str]:
     """Return the texts that answer the first prompts, which are sent one after the other."""
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+    async with client_of(url) as client:
         return [await ask(client, sheep, lambda *_: None) for sheep in SHEEP[:number]]
 
 
@@ -89,7 +97,7 @@ async def measure(url: str, clients: int, seconds: float) -> dict[str, float]:
     Raises what a client has failed with, and RuntimeError where the time was too short to tell.
     """
     tally, prompts = Tally(), cycle(SHEEP)
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+    async with client_of(url) as client:
         talks = [asyncio.create_task(talk(client, prompts, tally)) for _ in range(clients)]
         await wait(talks, WARM_UP_SECONDS)
         warm, tally.firsts = tally.tokens, []

@@ -93,13 +93,16 @@ after the other each. Every request has another prompt, and neither server keeps
 prefix is computed for one of them alone. At first four answers of both are compared, and an answer
 of another length fails the run.
 
-The generator is `benchmarks/chats.py`, which counts tokens as they come. "First" is the time to the
-first token of an answer: at 16 connections 12 requests wait for their turn, and that is in it. A
-turn has so few answers that its p99 is the slowest of them, or nearly. What a server reaches of
-llama.cpp's is the ratio of two measurements, one right after the other, of which ours is the first
-in one turn and the second in the next. By itself llama.cpp's server would keep prompts, so that
-the next turn of a conversation begins sooner; the preset does not, for the same answer each time.
-That advantage is not measured here.""",
+The generator is `benchmarks/chats.py`, which counts tokens as they come. Each request has a
+connection of its own: llama.cpp's server, when it was tried, now and then closed one that it had
+kept, while the next request was on its way. "First" is the time to the first token of an answer: at
+16 connections 12 requests wait for their turn, and that is in it. A turn has so few answers that
+its p99 is the slowest of them, or nearly. What a server reaches of llama.cpp's is the ratio of two
+measurements, one right after the other, of which ours is the first in one turn and the second in
+the next.
+
+By itself llama.cpp's server would keep prompts, so that the next turn of a conversation begins
+sooner; the preset does not, for the same answer each time. That advantage is not measured here.""",
     "b9": """\
 The sentence and the model of B3, without batches (`features=[]`): `POST /v1/embeddings`, of the
 contract `openai`, beside `POST /embed` of the same service. The limit is the work alone in batches
