@@ -1,6 +1,6 @@
 """Runs the benchmarks: the subjects of one take turns, three times, each while the others stand.
 
-A whole run writes docs/reference/benchmarks.md; a part of it only prints its figures.
+Each writes its section of docs/reference/benchmarks.md, where all of its subjects were measured.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from benchmarks.processes import Loop, Sample, Server, load
 from benchmarks.report import core_share, machine, medians, write
 from benchmarks.starts import starts
 from benchmarks.subjects import BENCHMARKS, Benchmark, Subject, all_standing
+from benchmarks.tokens import tokens
 from tests.support.variants import ROOT
 
 QUIET = 0.95
@@ -72,15 +73,23 @@ def beside(limit: Loop | None, turn: Iterable[Sample]) -> Iterator[Sample]:
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="b1 to b7; several with commas")
+    parser.add_argument("--only", default="", help="b1 to b9; several with commas")
     parser.add_argument("--subjects", default="", help="a pattern of the names of those to run")
     parser.add_argument("--seconds", type=int, default=3, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     every = {benchmark.name: benchmark for benchmark in BENCHMARKS}
     names = [name for name in arguments.only.lower().split(",") if name] or list(every)
+    if unknown := set(names) - set(every):
+        parser.error(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(every)}")
     (HOME / "logs").mkdir(parents=True, exist_ok=True)
-    results: dict[str, list[Sample]] = {}
+    command = " ".join(
+        [
+            "make bench",
+            *([f"ONLY={arguments.only}"] if arguments.only else []),
+            f"SECONDS={arguments.seconds} REPEATS={arguments.repeats}",
+        ]
+    )
     for name in names:
         print(every[name].title, end=" ", flush=True)
         if every[name].connections:
@@ -95,20 +104,24 @@ def main() -> None:
             samples = floods(every[name], 2 * arguments.seconds, arguments.repeats)
         elif name == "b7":
             samples = files(arguments.repeats)
+        elif name == "b8":
+            samples = tokens(
+                every[name],
+                every[name].stretch * arguments.seconds,
+                every[name].turns * arguments.repeats,
+            )
         else:
             samples = starts(arguments.repeats)
-        results[name] = samples
         file = HOME / f"{name}.json"
         file.write_text(json.dumps(samples, indent=1), encoding="utf-8")
         for (subject, connections), figures in medians(samples).items():
             values = "  ".join(f"{key} {value:9.2f}" for key, value in figures.items())
             print(f"  {subject:28} {connections or '':>3}  {values}")
-    if core_share(results) < QUIET:
-        print(f"Something else ran: the work alone had {core_share(results):.0%} of its core.")
-    if len(results) == len(every) and not arguments.subjects:
-        about = machine(arguments.seconds, arguments.repeats)
-        titles = {name: every[name].title for name in names}
-        write(results, about, titles, ROOT / "docs" / "reference")
+        if core_share(samples) < QUIET:
+            print(f"Something else ran: the work alone had {core_share(samples):.0%} of its core.")
+        if not arguments.subjects:
+            titles = {each.name: each.title for each in BENCHMARKS}
+            write(name, samples, titles, machine(name, command), ROOT / "docs" / "reference")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ RENDERED: list[dict[str, str]] = [
     {"model_type": "custom", "input_kind": "json"},
     CLASSIFIER,
     {"preset": "minilm"},
+    {"preset": "smollm2"},
     *({"model_type": "custom", "input_kind": kind} for kind in ("image", "audio", "video")),
 ]
 

@@ -1,9 +1,11 @@
 """Turns measurements into docs/reference/benchmarks.md and its plots."""
 
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from textwrap import fill
@@ -12,6 +14,7 @@ from typing import Any
 from benchmarks.chart import bars
 from benchmarks.peers import python_of
 from benchmarks.processes import Sample
+from tests.support.variants import ROOT
 
 # The key is a subject and a number of connections, or None where nothing is connected.
 Figures = Mapping[tuple[str, int | None], Mapping[str, float]]
@@ -23,13 +26,22 @@ FORM, RAW = "this template, multipart", "this template, raw body"
 RAW_BATCHING = "this template, raw body, batching"
 MOSEC = ("mosec, raw body", "mosec, raw body, batches")
 BATCHING, SINGLE = "this template, batching", "this template, no batching"
-CORES = "One core has the server, with all its processes, another one the load generator, wrk."
+OPENAI, OWN = "OpenAI's route", "the service's own route"
+# Whose versions are named with a benchmark's figures: ours and the peers', from their environments.
+WEB = ("fastapi", "starlette", "uvicorn", "pydantic")
+PEERS = ("litserve", "bentoml", "mlserver", "mosec")
+EMBEDDING = (*WEB, "torch", "transformers")
+MEASURED = ("benchmarks", "copier.yml", "parts", "template")  # where a change may change figures
 PACKAGES = {
-    "ours": ["fastapi", "starlette", "uvicorn", "pydantic", "onnxruntime", "torch", "transformers"],
-    "litserve": ["litserve"],
-    "bentoml": ["bentoml"],
-    "mlserver": ["mlserver"],
-    "mosec": ["mosec"],
+    "b1": (*WEB, *PEERS),
+    "b2": (*WEB, "onnxruntime", "litserve", "bentoml", "mosec"),
+    "b3": (*EMBEDDING, "litserve", "bentoml"),
+    "b4": (*WEB, *PEERS),
+    "b5": (*EMBEDDING, "litserve", "bentoml"),
+    "b6": (*WEB, "onnxruntime", "litserve"),
+    "b7": WEB,
+    "b8": (*WEB, "xllamacpp"),
+    "b9": EMBEDDING,
 }
 MEASURES = {
     "health": "alive",
@@ -72,6 +84,31 @@ workers behind one API server.""",
 Random pixels in a BMP, noise in stereo at 44.1 kHz in a WAV, 250 frames of 1280 x 720 in an MP4,
 sent as a form to the services with the stock models. Seconds are the shortest of three requests;
 memory is what the process had at its peak, less what it had when it was ready.""",
+    "b8": """\
+The preset `smollm2` with the contract `openai`, as it is rendered, metrics included, beside the
+HTTP server of llama.cpp itself. Both are in the package that the preset runs on, xllamacpp: what is
+between them is this template. Both have the same weights, one thread, four answers at a time and
+the same context. Clients ask `/v1/chat/completions` for streams of 64 tokens at temperature 0, one
+after the other each. Every request has another prompt, and neither server keeps prompts, so that no
+prefix is computed for one of them alone. At first four answers of both are compared, and an answer
+of another length fails the run.
+
+The generator is `benchmarks/chats.py`, which counts tokens as they come. Each request has a
+connection of its own: llama.cpp's server, when it was tried, now and then closed one that it had
+kept, while the next request was on its way. "First" is the time to the first token of an answer: at
+16 connections 12 requests wait for their turn, and that is in it. A turn has so few answers that
+its p99 is the slowest of them, or nearly. What a server reaches of llama.cpp's is the ratio of two
+measurements, one right after the other, of which ours is the first in one turn and the second in
+the next.
+
+By itself llama.cpp's server would keep prompts, so that the next turn of a conversation begins
+sooner; the preset does not, for the same answer each time. That advantage is not measured here.""",
+    "b9": """\
+The sentence and the model of B3, without batches (`features=[]`): `POST /v1/embeddings`, of the
+contract `openai`, beside `POST /embed` of the same service. The limit is the work alone in batches
+of 1. Both answers have 384 numbers as text; that of OpenAI's API counts the tokens as well. With
+`batching`, requests to `/embed` would share calls of the model (B3); those to `/v1/embeddings` have
+a call each, for all the texts that they bring.""",
 }
 
 
@@ -203,6 +240,13 @@ FLOORS = [
         lambda x: x[BATCHING, None]["refusal_p50"],
         at_least=False,
     ),
+    Floor("b8", "0.95 of llama.cpp's, 1 connection", 0.95, lambda x: x[OURS, 1]["share"]),
+    Floor(
+        "b9",
+        "0.9 of the service's own route, 1 and 16 connections",
+        0.9,
+        lead(OPENAI, OWN, at=(1, 16)),
+    ),
 ]
 
 
@@ -218,54 +262,78 @@ def medians(samples: list[Sample]) -> Figures:
     }
 
 
-def machine(seconds: int, repeats: int) -> dict[str, Any]:
-    """Return what the figures depend on: machine, versions, settings."""
+def machine(benchmark: str, command: str) -> dict[str, Any]:
+    """Return what a benchmark's figures depend on: when and where it ran, code and versions."""
     code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
-    versions: dict[str, str] = {}
-    for peer, packages in PACKAGES.items():
-        command = [python_of(peer), "-c", code, *packages]
-        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        versions |= dict(zip(packages, found, strict=True))
-    python = subprocess.run(
-        [python_of("ours"), "-c", "import platform; print(platform.python_version())"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    versions = {"Python": output(python_of("ours"), "--version").removeprefix("Python ")}
+    for package in PACKAGES[benchmark]:
+        python = python_of(package if package in PEERS else "ours")
+        versions[package] = output(python, "-c", code, package)
     cpu = next(
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         if line.startswith("model name")
     )
+    changes = output("git", "status", "--porcelain", *MEASURED)
     return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": output("git", "rev-parse", "--short", "HEAD") + " with changes" * bool(changes),
+        "command": command,
         "cpu": cpu,
         "system": platform.freedesktop_os_release()["PRETTY_NAME"],
-        "python": python.stdout.strip(),
         "versions": versions,
-        "seconds": seconds,
-        "repeats": repeats,
     }
 
 
+def output(*command: str) -> str:
+    """Return what a command prints."""
+    found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return found.stdout.strip()
+
+
 def write(
-    results: Mapping[str, list[Sample]],
-    about: Mapping[str, Any],
+    benchmark: str,
+    samples: list[Sample],
     titles: Mapping[str, str],
+    about: Mapping[str, Any],
     docs: Path,
 ) -> None:
-    """Write the page and a plot for each benchmark."""
+    """Write a benchmark's section of the page, and its plot; the other sections stay."""
     (docs / "benchmarks").mkdir(exist_ok=True)
-    sections = []
-    for name, samples in results.items():
-        figures = medians(samples)
-        (docs / "benchmarks" / f"{name}.svg").write_text(plot(name, figures), encoding="utf-8")
-        table = TABLES.get(name, load_table)(figures)
-        sections.append(
-            f"## {titles[name]}\n\n{ABOUT[name]}\n\n{table}{floor_table(name, figures)}\n\n"
-            f"![{titles[name]}](benchmarks/{name}.svg)\n"
-        )
-    page = f"{introduction(about, results)}\n" + "\n".join(sections)
-    (docs / "benchmarks.md").write_text(page, encoding="utf-8")
+    page, title, figures = docs / "benchmarks.md", titles[benchmark], medians(samples)
+    (docs / "benchmarks" / f"{benchmark}.svg").write_text(
+        plot(benchmark, figures), encoding="utf-8"
+    )
+    found = sections(page.read_text(encoding="utf-8")) if page.exists() else {}
+    found[title] = "\n\n".join(
+        [
+            f"## {title}",
+            ABOUT[benchmark],
+            measured(about, samples),
+            TABLES.get(benchmark, load_table)(figures) + floor_table(benchmark, figures),
+            f"![{title}](benchmarks/{benchmark}.svg)\n",
+        ]
+    )
+    kept = [found[title] for title in titles.values() if title in found]
+    page.write_text("\n".join([introduction(), *kept]), encoding="utf-8")
+
+
+def sections(page: str) -> dict[str, str]:
+    """Return the page's sections by their titles."""
+    _, *parts = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    return {part.partition("\n")[0].removeprefix("## "): f"{part.rstrip()}\n" for part in parts}
+
+
+def measured(about: Mapping[str, Any], samples: list[Sample]) -> str:
+    """Return how and where a section's figures came about."""
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    text = (
+        f"Measured on {about['date']} at commit {about['commit']} by `{about['command']}`: "
+        f"{about['cpu']}, {about['system']}, {versions}."
+    )
+    if loops(samples):
+        text += f" The loops got {core_share(samples):.0%} of their core."
+    return fill(text, 100, break_on_hyphens=False, break_long_words=False)
 
 
 def item(text: str) -> str:
@@ -273,37 +341,36 @@ def item(text: str) -> str:
     return fill(text, 100, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False)
 
 
-def core_share(results: Mapping[str, list[Sample]]) -> float:
+def core_share(samples: list[Sample]) -> float:
     """Return how much of its core the work with no service around it had, where that was least.
 
     It never waits: what is missing had gone to something else on the machine.
     """
-    figures = [x for samples in results.values() for x in medians(samples).values()]
-    return min(
-        (x["rate"] * x["cpu"] / 1e3 for x in figures if "p50" not in x and "cpu" in x), default=1
-    )
+    return min((x["rate"] * x["cpu"] / 1e3 for x in loops(samples)), default=1)
 
 
-def introduction(about: Mapping[str, Any], results: Mapping[str, list[Sample]]) -> str:
-    """Return the head of the page: how it was measured, on what, with which versions."""
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    seconds, repeats = about["seconds"], about["repeats"]
+def loops(samples: list[Sample]) -> list[Mapping[str, float]]:
+    """Return the figures of the work with no service around it."""
+    return [x for x in medians(samples).values() if "p50" not in x and "cpu" in x]
+
+
+def introduction() -> str:
+    """Return the head of the page: what all benchmarks have in common."""
     items = [
-        f"""**Machine**: {about["cpu"]}, {about["system"]}. One core has the server, with all its
-        processes, another one the load generator, wrk.""",
-        f"""**Versions**: Python {about["python"]}; {versions}.""",
-        f"""**Method**: the servers of a benchmark take turns; while one is measured, the others are
-        stopped. A turn is a second of warm-up and {seconds} s for each number of connections,
-        in B3 twice that. Figures are medians of {repeats} turns, in B2 and B3 of twice as many.
-        Before each measurement the answer is compared with the one that it must be, and an error
-        during it fails the run.""",
-        f"""**Limit**: what the work alone reaches, in a loop with no service around it; in B3 over
+        """**Cores**: one has the server, with all its processes, another one the load generator,
+        wrk where no other is named.""",
+        """**Method**: the servers of a benchmark take turns; while one is measured, the others are
+        stopped. A turn is a second of warm-up and `SECONDS` for each number of connections, in B3
+        twice that, in B8 three times. Figures are medians of `REPEATS` turns, in B2, B3, B8 and B9
+        of twice as many. Before each measurement the answer is compared with the one that it must
+        be, and an error during it fails the run.""",
+        """**Limit**: what the work alone reaches, in a loop with no service around it; in B3 over
         ready batches of 16. It is measured before and after each other measurement, and what that
         reaches of it is the ratio to the two: they are seconds apart, so it stands though the
-        machine is faster at one time than at another. Floors of B2 and B3 compare these ratios.
-        The loops got {core_share(results):.0%} of their core.""",
-        """**CPU** is the processor time of all the server's processes per request. It tells how
-        much work a framework does, also where its processes wait for each other.""",
+        machine is faster at one time than at another. Floors of B2, B3 and B9 compare these
+        ratios.""",
+        """**CPU** is the processor time of all the server's processes per request, in B8 per token.
+        It tells how much work a framework does, also where its processes wait for each other.""",
         """**Configuration**: for every framework the best one found, without access logs. This
         template: its default answers. LitServe: `fast_queue`, one API server, one worker, no wait
         for a batch. BentoML: one worker; metrics, monitoring and access log off; `async` where the
@@ -314,22 +381,27 @@ def introduction(about: Mapping[str, Any], results: Mapping[str, list[Sample]]) 
     return f"""\
 # Benchmarks
 
-Written by `make bench SECONDS={seconds} REPEATS={repeats}`, which measures all of this in one run
-([testing.md](../development/testing.md#benchmarks)).
+Written by `make bench` ([testing.md](../development/testing.md#benchmarks)), which measures all, or
+those that it is asked for: each section says when, on what and with which versions.
 
 {listed}
 
-Absolute figures are of this machine; the ratios are what counts. A ratio is judged where it is
+Absolute figures are of one machine; the ratios are what counts. A ratio is judged where it is
 least, at 16 and 64 connections, unless the row names a number.
 """
 
 
-def load_table(figures: Figures) -> str:
+def load_table(
+    figures: Figures, rate: str = "requests/s", limit: str = "the limit", latency: str = ""
+) -> str:
     """Return throughput, latency and processor time of each subject; what it reaches of a limit."""
     has_limit = any("share" in x for x in figures.values())
+    head = ["connections", rate, f"{latency}p50 ms", f"{latency}p99 ms", "CPU ms"]
+    if has_limit:
+        head.insert(2, f"of {limit}")
     lines = [
-        f"| | connections | requests/s |{' of the limit |' * has_limit} p50 ms | p99 ms | CPU ms |",
-        f"|---|---:|---:|{'---:|' * has_limit}---:|---:|---:|",
+        f"| | {' | '.join(head)} |",
+        f"|---|{'---:|' * len(head)}",
     ]
     for (subject, connections), x in figures.items():
         cells = [subject, str(connections or ""), f"{x['rate']:.1f}"]
@@ -380,7 +452,12 @@ def file_table(figures: Figures) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"b4": start_table, "b5": flood_table, "b7": file_table}
+def token_table(figures: Figures) -> str:
+    """Return how fast tokens come from each subject, and how soon the first."""
+    return load_table(figures, "tokens/s", "llama.cpp's", "first: ")
+
+
+TABLES = {"b4": start_table, "b5": flood_table, "b7": file_table, "b8": token_table}
 
 
 def floor_table(benchmark: str, figures: Figures) -> str:
@@ -434,4 +511,4 @@ def plot(benchmark: str, figures: Figures) -> str:
         else:
             plural = "connection" if connections == 1 else "connections"
             rows.setdefault(subject, {})[f"{connections} {plural}"] = x["rate"]
-    return bars("requests per second", rows, lines)
+    return bars(f"{'tokens' if benchmark == 'b8' else 'requests'} per second", rows, lines)

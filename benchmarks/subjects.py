@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
+from benchmarks.chats import PATH, SHEEP, chat
 from benchmarks.peers import HOME, python_of, weights
 from benchmarks.processes import Loop, Request, Server, looping, serving
 from tests.support.rendering import render
@@ -246,6 +247,33 @@ def b6() -> list[Subject]:
     ]
 
 
+def b8() -> list[Subject]:
+    """Chats, token by token."""
+    answer = {"object": "chat.completion"}
+    request = post(answer, PATH, **(chat(SHEEP[0]) | {"max_tokens": 1, "stream": False}))
+    env = {"MODEL_NAME": "SmolLM2-135M-Instruct.Q4_1", "OPENAI_MODEL_NAME": "smollm2"}
+    folder = service("smollm2", preset="smollm2", contracts=["openai"])
+    return [
+        Subject("this template", "ours", ["python", "main.py"], request, folder, env=env),
+        Subject("llama.cpp's server", "ours", ["python", "llama.py"], request, env=env),
+    ]
+
+
+def b9() -> list[Subject]:
+    """Sentence embeddings, by two routes of a service."""
+    vector = json.loads((WORK / "embedding.json").read_text(encoding="utf-8"))
+    folder = service("minilm-openai", preset="minilm", contracts=["openai"], features=[])
+    own = post({"embedding": vector}, "/embed", text=TEXT)
+    answer = {"data": [{"embedding": vector}]}
+    openai = post(answer, "/v1/embeddings", model="minilm", input=TEXT)
+    name = {"OPENAI_MODEL_NAME": "minilm"}
+    return [
+        Subject("offline, batches of 1", "ours", ["python", "limit.py", "encoder", "1"]),
+        Subject("the service's own route", "ours", ["python", "main.py"], own, folder),
+        Subject("OpenAI's route", "ours", ["python", "main.py"], openai, folder, env=name),
+    ]
+
+
 BENCHMARKS = [
     Benchmark("b1", "B1: a model that does nothing, small JSON", b1),
     Benchmark("b2", "B2: a JPEG, a small CNN, about 1 ms of work", b2, turns=2, limit="limit"),
@@ -262,6 +290,17 @@ BENCHMARKS = [
     Benchmark("b5", "B5: ten times as many requests as can be answered", b5, ()),
     Benchmark("b6", "B6: the work of B2 on two cores", b6),
     Benchmark("b7", "B7: one large file", list, ()),
+    Benchmark(
+        "b8", "B8: a chat by a small language model, token by token", b8, (), stretch=3, turns=2
+    ),
+    Benchmark(
+        "b9",
+        "B9: sentence embeddings by OpenAI's API",
+        b9,
+        (1, 16),
+        turns=2,
+        limit="offline, batches of 1",
+    ),
 ]
 
 

@@ -1,15 +1,31 @@
 """The benchmarks' own arithmetic, page and processes; nothing here is timed."""
 
+import platform
 import re
+import signal
 import sys
+import time
 import xml.etree.ElementTree as ET  # what is parsed was written here
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
+from benchmarks import report, tokens
 from benchmarks.bench import beside
-from benchmarks.processes import Request, Sample, looping, matches, serving
+from benchmarks.processes import (
+    START_SECONDS,
+    Request,
+    Sample,
+    Server,
+    looping,
+    matches,
+    serving,
+)
 from benchmarks.report import FLOORS, Figures, write
+from benchmarks.report import sections as sections_of
 from benchmarks.subjects import BENCHMARKS, form
 from tests.support.live import is_alive
 from tests.support.variants import ROOT
@@ -17,12 +33,12 @@ from tests.support.variants import ROOT
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 TITLES = {benchmark.name: benchmark.title for benchmark in BENCHMARKS}
 ABOUT = {
+    "date": "2026-11-26",
+    "commit": "af42581",
+    "command": "make bench ONLY=b1",
     "cpu": "some CPU",
     "system": "some system",
-    "python": "3.11.7",
-    "versions": {"torch": "2.13.0"},
-    "seconds": 3,
-    "repeats": 3,
+    "versions": {"Python": "3.11.7", "torch": "2.13.0"},
 }
 # Starts a server that has a child in a session of its own, as some frameworks do.
 PARENT = """
@@ -48,11 +64,52 @@ for rate, _ in enumerate(sys.stdin, 2):
 """
 
 
+# Streams LENGTH words of a chat, as fast as it can.
+CHATS = """
+import http.server, json, os
+def chunk(reason, **delta):
+    choice = {"delta": delta, "finish_reason": reason}
+    return f"data: {json.dumps({'choices': [choice]})}\\n\\n"
+words = [chunk(None, content=os.environ["WORD"])] * int(os.environ["LENGTH"])
+BODY = "".join([*words, chunk("length"), "data: [DONE]\\n\\n"]).encode()
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def log_message(self, *_): pass
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(BODY)))
+        self.end_headers()
+        self.wfile.write(BODY)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+
+
+@contextmanager
+def chats(folder: Path, name: str, word: str = "word", length: int = 64) -> Iterator[Server]:
+    """Start such a server, which stands until it is measured."""
+    env = {"WORD": word, "LENGTH": str(length)}
+    with serving([sys.executable, "-c", CHATS], folder, env, folder / name) as server:
+        wait_for_200(server)
+        server.signal(signal.SIGSTOP)
+        yield server
+
+
+def wait_for_200(server: Server) -> None:
+    """Wait until a server of chats answers."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(httpx.TransportError):
+            httpx.post(server.url, content=b"").raise_for_status()
+            return
+        time.sleep(0.05)
+    pytest.fail("no answer")
+
+
 def sections(page: str) -> dict[str, str]:
     """Return the page's text for each benchmark."""
-    parts = re.split(r"^## ", page, flags=re.MULTILINE)[1:]
     names = {title: name for name, title in TITLES.items()}
-    return {names[part.partition("\n")[0]]: part for part in parts}
+    return {names[title]: text for title, text in sections_of(page).items()}
 
 
 def rows(text: str, columns: int) -> list[list[str]]:
@@ -95,7 +152,7 @@ def test_report(tmp_path: Path) -> None:
         *load_samples("this template, metrics on", 4000, 4000, 4000),
         *load_samples("bare FastAPI route", 9900, 9999, 20000),
     ]
-    write({"b1": samples}, ABOUT, TITLES, tmp_path)
+    write("b1", samples, TITLES, ABOUT, tmp_path)
     page = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
     verdicts = {row[0]: row[1:] for row in rows(sections(page)["b1"], 3)}
     assert verdicts == {
@@ -106,7 +163,7 @@ def test_report(tmp_path: Path) -> None:
         "0.60 x the bare route": ["0.50", "**missed**"],
         "metrics on: 0.45 x the bare route": ["0.40", "**missed**"],
     }
-    write({"b1": samples + 3 * load_samples("LitServe", 2600)}, ABOUT, TITLES, tmp_path)
+    write("b1", samples + 3 * load_samples("LitServe", 2600), TITLES, ABOUT, tmp_path)
     page = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
     assert "| 3 x LitServe | 1.92 | **missed** |" in page
     chart = ET.fromstring(  # noqa: S314
@@ -121,11 +178,65 @@ def test_report(tmp_path: Path) -> None:
     assert bars[0] / bars[-1] == pytest.approx(5000 / 9999, abs=0.01)
 
 
+def test_sections_stay(tmp_path: Path) -> None:
+    """What is measured alone replaces its own section; each says when and how it came about."""
+    page = tmp_path / "benchmarks.md"
+    later = ABOUT | {"date": "2026-11-27", "command": "make bench ONLY=b6"}
+    slow, fast = load_samples("LitServe, two workers", 1), load_samples("LitServe, two workers", 2)
+    for benchmark in ("b6", "b1", "b7"):
+        samples = [{"subject": "a clip", "repeat": 0, "mb": 1, "seconds": 1, "grown": 1}]
+        if benchmark == "b1":
+            names = ["LitServe", "BentoML", "MLServer", "mosec", "bare FastAPI route"]
+            names += ["this template", "this template, metrics on"]
+            samples = [sample for name in names for sample in load_samples(name, 1)]
+        write(benchmark, slow if benchmark == "b6" else samples, TITLES, ABOUT, tmp_path)
+    before = sections(page.read_text(encoding="utf-8"))
+    chart = (tmp_path / "benchmarks" / "b1.svg").read_bytes()
+    write("b6", fast, TITLES, later, tmp_path)
+    after = sections(page.read_text(encoding="utf-8"))
+    assert list(before) == list(after) == ["b1", "b6", "b7"]
+    assert before | {"b6": after["b6"]} == after
+    assert (tmp_path / "benchmarks" / "b1.svg").read_bytes() == chart
+    assert "| LitServe, two workers | 16 | 1.0 |" in before["b6"]
+    assert "| LitServe, two workers | 16 | 2.0 |" in after["b6"]
+    assert "Measured on 2026-11-26 at commit af42581 by `make bench ONLY=b1`" in after["b1"]
+    assert "Measured on 2026-11-27 at commit af42581 by `make bench ONLY=b6`" in after["b6"]
+    assert page.read_text(encoding="utf-8").count("# Benchmarks\n") == 1
+
+
+def test_where_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A section names the versions of its own packages, each from the environment that has it."""
+    asked: list[str] = []
+
+    def python_of(peer: str) -> str:
+        asked.append(peer)
+        return sys.executable
+
+    monkeypatch.setattr(report, "python_of", python_of)
+    monkeypatch.setattr(report, "PEERS", ("httpx",))
+    monkeypatch.setitem(report.PACKAGES, "b9", ("pytest", "httpx"))
+    about = report.machine("b9", "make bench ONLY=b9")
+    assert about["versions"] == {
+        "Python": platform.python_version(),
+        "pytest": pytest.__version__,
+        "httpx": httpx.__version__,
+    }
+    assert asked == ["ours", "ours", "httpx"]
+    assert about["command"] == "make bench ONLY=b9"
+    assert re.fullmatch(r"[\da-f]{7,}( with changes)?", about["commit"])
+
+
+def test_every_benchmark_is_described() -> None:
+    """Each has a text on the page, and names the packages that its figures depend on."""
+    assert list(report.ABOUT) == list(report.PACKAGES) == list(TITLES)
+
+
 def test_page() -> None:
     """Every verdict of the page follows from the figures beside it."""
     found = sections(PAGE.read_text(encoding="utf-8"))
     assert list(found) == list(TITLES)
-    for benchmark in ("b1", "b2", "b3"):
+    assert all(text.count("\nMeasured on ") == 1 for text in found.values())
+    for benchmark in ("b1", "b2", "b3", "b8", "b9"):
         figures = figures_of(found[benchmark])
         verdicts = {row[0]: row[1:] for row in rows(found[benchmark], 3)}
         floors = [floor for floor in FLOORS if floor.benchmark == benchmark]
@@ -178,3 +289,25 @@ def test_nothing_is_left_running(tmp_path: Path) -> None:
         assert len(members) == 2
         assert all(map(is_alive, members))
     assert not any(map(is_alive, members))
+
+
+def test_tokens_are_counted(tmp_path: Path) -> None:
+    """Tokens are counted while clients ask; an answer that is too short ends the measurement."""
+    with chats(tmp_path, "right") as server:
+        figures = tokens.measure(server, 2, 1)
+        assert figures["rate"] > 0
+        assert 0 < figures["p50"] <= figures["p99"]
+        assert figures["cpu"] > 0
+    with (
+        chats(tmp_path, "short", length=63) as server,
+        pytest.raises(RuntimeError, match="63 tokens"),
+    ):
+        tokens.measure(server, 2, 1)
+
+
+def test_texts_are_compared(tmp_path: Path) -> None:
+    """Servers that answer differently are not compared by how fast they are."""
+    with chats(tmp_path, "one") as one, chats(tmp_path, "other", word="other") as other:
+        tokens.check_same({tokens.LLAMA: one, "the same": one})
+        with pytest.raises(RuntimeError, match="differ"):
+            tokens.check_same({tokens.LLAMA: one, "another": other})
