@@ -9,6 +9,7 @@ import subprocess
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from shutil import copy
 from time import sleep
@@ -69,6 +70,33 @@ for paths in json.load(sys.stdin):
 print(json.dumps(ends))
 """
 
+# Answers with a text as a file.
+LISTENER = '''"""Hears recordings."""
+
+from pydantic import BaseModel
+
+from serving import Decoder, File, Input
+
+MODEL_NAME = "listener"
+DECODER = Decoder()
+
+
+class Params(BaseModel):
+    pass
+
+
+Output = File
+EXAMPLE = {"file": "example.wav"}
+
+
+class Model:
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def predict(self, inputs: list[Input[Params]]) -> list[Output]:
+        return [File(content_type="text/plain; charset=utf-8", data=b"Heard.") for _ in inputs]
+'''
+
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -124,6 +152,16 @@ def read(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def size_of(output: Path) -> int:
+    """Return how much is written."""
+    return output.stat().st_size if output.exists() else 0
+
+
+def grows(output: Path, size: int) -> bool:
+    """Tell whether more than this is written."""
+    return size_of(output) > size
+
+
 def numbers(project: Path) -> list[int]:
     """Return the numbers of all inputs that the model got."""
     return [number for call in calls(project) for number in call]
@@ -171,12 +209,9 @@ def test_killed(project: Path, lines: Path, tmp_path: Path) -> None:
     output, kills = tmp_path / "output.jsonl", 3
     chance = random.Random(5)  # noqa: S311
     for _ in range(kills):
-        size = output.stat().st_size if output.exists() else 0
+        size = size_of(output)
         with started(project, lines, output, MAX_BATCH_SIZE="4") as process:
-            wait_for(
-                lambda size=size: output.exists() and output.stat().st_size > size,
-                seconds=WAIT_SECONDS,
-            )
+            wait_for(partial(grows, output, size), seconds=WAIT_SECONDS)
             sleep(chance.random() / 4)
             process.kill()
     with output.open("r+b") as file:  # as when the machine has stopped, too
@@ -323,7 +358,7 @@ def test_pictures(tmp_path: Path) -> None:
         {"files": ["pictures/b.png", "pictures/a/ä b.jpeg"], "turns": 2},
         {"files": ["pictures/none.png"]},
         {"files": [str(pictures / "b.png")]},
-        {"files": ["../pictures/b.png"]},
+        {"files": ["pictures/../pictures/b.png"]},
         {"files": "pictures/b.png"},
         {"files": [], "turns": "no"},
     ]
@@ -336,6 +371,34 @@ def test_pictures(tmp_path: Path) -> None:
     both = rows[1]["output"]["outputs"]
     assert [(each["data"], each["turns"]) for each in both] == [("1-1.png", 2), ("1-2.png", 2)]
     assert (tmp_path / "numbered" / "1-2.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_recordings(tmp_path: Path) -> None:
+    """The limits of uploads hold, and a line tells that not all of its file could be decoded."""
+    answers = {"model_type": "custom", "input_kind": "audio", "features": ["batch-jobs"]}
+    project = render(tmp_path / "service", answers)
+    put_model(project, LISTENER)
+    example = (project / "example.wav").read_bytes()
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    (recordings / "cut.wav").write_bytes(example[: len(example) // 2])
+    (recordings / "large.wav").write_bytes(example.ljust(1024 * 1024 + 1, b"\0"))
+    (recordings / "whole.wav").write_bytes(example)
+    output = tmp_path / "output"
+    done = run(project, recordings, output, MAX_UPLOAD_MB="1", MAX_BODIES_MB="1")
+    assert done.returncode == SOME_BAD, done.stderr
+    cut, large, whole = read(output / "answers.jsonl")
+    assert "cut off" in cut["warning"]
+    assert large == {"input": "large.wav", "status": 413, "detail": "File too large."}
+    assert whole == {
+        "input": "whole.wav",
+        "output": {
+            "content_type": "text/plain; charset=utf-8",
+            "name": "",
+            "data": "whole.wav.txt",
+        },
+    }
+    assert (output / "whole.wav.txt").read_bytes() == b"Heard."
 
 
 def test_changed_folder(tmp_path: Path) -> None:
