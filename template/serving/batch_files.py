@@ -81,7 +81,7 @@ class FolderInput:
             yield name, self.path / name
 
 
-class Output:
+class LinesOutput:
     """A file of JSON lines, one for each input, that one run at a time adds to."""
 
     def __init__(self, path: Path, job: dict[str, str]) -> None:

@@ -360,6 +360,8 @@ def test_pictures(tmp_path: Path) -> None:
         {"files": [str(pictures / "b.png")]},
         {"files": ["pictures/../pictures/b.png"]},
         {"files": "pictures/b.png"},
+        {"files": ["iVBORw0KGgo" * 1000]},
+        {"files": [1]},
         {"files": [], "turns": "no"},
     ]
     lines.write_text("\n".join(map(json.dumps, documents)), encoding="utf-8")
@@ -367,7 +369,7 @@ def test_pictures(tmp_path: Path) -> None:
     assert done.returncode == SOME_BAD, done.stderr
     rows = {row["input"]: row for row in read(tmp_path / "numbered" / "answers.jsonl")}
     statuses = [row.get("status") for row in rows.values()]
-    assert statuses == [None, 400, 400, 400, 400, 422]
+    assert statuses == [None, 400, 400, 400, 400, 400, 400, 422]
     both = rows[1]["output"]["outputs"]
     assert [(each["data"], each["turns"]) for each in both] == [("1-1.png", 2), ("1-2.png", 2)]
     assert (tmp_path / "numbered" / "1-2.png").read_bytes().startswith(b"\x89PNG")
