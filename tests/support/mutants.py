@@ -46,6 +46,7 @@ STREAMING, DOCUMENTS = "serving/streaming.py", "serving/contracts/documents.py"
 SAGEMAKER, MODEL_ENGINE = "serving/contracts/sagemaker.py", "serving/contracts/model_engine.py"
 OIP, GRPC = "serving/contracts/oip/routes.py", "serving/contracts/oip/grpc_server.py"
 OPENAI = "serving/contracts/openai/"
+BATCH, BATCH_FILES = "serving/batch.py", "serving/batch_files.py"
 SIGNATURE, OUTPUTS = "serving/contracts/oip/signature.py", "serving/outputs.py"
 # An answer that is a file, with two headers.
 ANSWERS_A_FILE = (
@@ -74,6 +75,7 @@ SPEAKS_GRPC = {"input_kind": "json", "contracts": ["oip-grpc"]}
 SPEAKS_SAGEMAKER = {"contracts": ["sagemaker"]}
 SPEAKS_MODEL_ENGINE = {"contracts": ["model-engine"]}
 SPEAKS_OPENAI = {"contracts": ["openai"]}
+HAS_BATCH_JOBS = {"input_kind": "json", "features": ["batch-jobs"]}
 
 MUTANTS = [
     Mutant(1, "rules-under-another-name", moved=("AGENTS.md", "RULES.md")),
@@ -981,5 +983,27 @@ MUTANTS = [
         "another-form-in-its-place",
         (f"{OPENAI}media.py", "    if wanted not in (None, form):", "    if form is None:"),
         **SPEAKS_OPENAI,
+    ),
+    mutant(
+        73,
+        "done-twice",
+        (BATCH_FILES, '            self.done.add(row["input"])\n', ""),
+        **HAS_BATCH_JOBS,
+    ),
+    mutant(
+        73,
+        "the-last-left-out",
+        (
+            BATCH,
+            "            while begun:\n                self.write(await begun.popleft(), bar)\n",
+            "",
+        ),
+        **HAS_BATCH_JOBS,
+    ),
+    mutant(
+        73,
+        "a-bad-line-ends-it",
+        (BATCH, "        except Exception as error:", "        except KeyError as error:"),
+        **HAS_BATCH_JOBS,
     ),
 ]

@@ -23,6 +23,7 @@ FEATURES = (
     "isolation",
     "replicas",
     "openapi-export",
+    "batch-jobs",
 )
 
 # The answers that are neither an axis nor free text are cycled over the variants, so that every

@@ -87,6 +87,11 @@ FEATURE_FILES = {
     "isolation": {"serving/isolation.py"},
     "replicas": {"serving/replicas.py"},
     "openapi-export": {"serving/openapi_export.py"},
+    "batch-jobs": {
+        "serving/batch.py",
+        "serving/batch_files.py",
+        "tests/conformance/test_batch_jobs.py",
+    },
 }
 CONTRACTS = {"serving/contracts/__init__.py"}
 OIP = CONTRACTS | {
@@ -171,6 +176,7 @@ PROBES = {
     "readinessProbe": {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 2},
     "startupProbe": {"periodSeconds": 10},
 }
+INFER_TIMEOUT_SECONDS = 60  # MS-17
 # What a template engine leaves behind when it is not done; "${{" is for GitHub.
 RESIDUE = re.compile(r"(?<!\$)\{\{ |\{%|%\}|\{#|jinja|Undefined")
 
@@ -223,6 +229,7 @@ def expected_files(variant: Variant) -> set[str]:
         files |= FEATURE_FILES[feature]
     if "kubernetes" in others["deploy"]:
         files.add("k8s.yaml")
+        files |= {"k8s-batch-job.yaml"} if "batch-jobs" in variant.features else set()
     if others["auth"] != "none":
         files |= {"serving/auth.py", "tests/conformance/test_auth.py"}
         if "oip-grpc" in others["contracts"]:
@@ -376,6 +383,9 @@ def test_deployment(variant: Variant, project: Path) -> None:
     if "kubernetes" in others["deploy"]:
         check_once("kubernetes-validate", "--strict", file=project / "k8s.yaml")
         check_manifest(variant, project)
+        if "batch-jobs" in variant.features:
+            check_once("kubernetes-validate", "--strict", file=project / "k8s-batch-job.yaml")
+            check_batch_job(project)
 
 
 def check_manifest(variant: Variant, project: Path) -> None:
@@ -422,6 +432,31 @@ def check_manifest(variant: Variant, project: Path) -> None:
     [rule] = policy["ingress"]
     assert {port["port"] for port in rule["ports"]} == ports.keys()
     assert policy["policyTypes"] == ["Ingress"]
+
+
+def check_batch_job(project: Path) -> None:
+    """See that the job's pods are as safe as the service's, are none of its own, and end well."""
+    documents = manifests.load(project / "k8s.yaml")
+    job = manifests.load(project / "k8s-batch-job.yaml")["Job"]["spec"]
+    pod, server = (each["template"]["spec"] for each in (job, documents["Deployment"]["spec"]))
+    [container], [serving] = pod["containers"], server["containers"]
+    for name in ("securityContext", "enableServiceLinks", "automountServiceAccountToken"):
+        assert pod[name] == server[name]
+    for name in ("image", "resources", "securityContext"):
+        assert container[name] == serving[name]
+    assert not manifests.violations(pod)
+    labels = job["template"]["metadata"]["labels"]
+    for kind, selector in manifests.selectors(documents).items():
+        assert not selector.items() <= labels.items(), kind
+    assert container["command"][:3] == ["python", "-m", "serving.batch"]
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert all(str(Path(path).parent) in mounts for path in container["command"][3:])
+    # A pod is tried again where that can help: not after wrong usage, or for bad inputs.
+    [lost, fails] = job["podFailurePolicy"]["rules"]
+    assert (lost["action"], fails["action"]) == ("Ignore", "FailJob")
+    assert fails["onExitCodes"] == {"operator": "In", "values": [2, 3]}
+    assert pod["restartPolicy"] == "Never"
+    assert pod["terminationGracePeriodSeconds"] > INFER_TIMEOUT_SECONDS
 
 
 def check_once(*command: str, file: Path) -> None:
