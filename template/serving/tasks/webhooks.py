@@ -20,6 +20,7 @@ import httpx
 from pydantic_core import to_json
 
 from serving.errors import ServiceError
+from serving.runner import request_id
 from serving.settings import settings
 from serving.tasks.files import ANSWERED, Folder
 from serving.tasks.records import Delivery, Record, Task
@@ -88,6 +89,7 @@ class Webhooks:
 
     async def _tell(self, client: httpx.AsyncClient, record: Record) -> None:
         """Make one attempt, and write down how it went."""
+        request_id.set(record.request_id)
         answer = await asyncio.to_thread(self.files.read, record.id, ANSWERED)
         body = to_json(
             {

@@ -7,7 +7,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -195,11 +195,10 @@ class Tasks:
         """Do one task after the other; as many of these run as TASK_CONCURRENCY says."""
         while task_id := await self._next():
             record = await insist(partial(self.table.find, task_id))
-            if record and record.attempts:
-                async with self._alone:
+            if record:
+                request_id.set(record.request_id)
+                async with self._alone if record.attempts else nullcontext():
                     await self._do(record)
-            elif record:
-                await self._do(record)
             self.running.pop(task_id, None)
 
     async def _next(self) -> str | None:
@@ -246,7 +245,6 @@ class Tasks:
 
     async def _ask(self, record: Record, asked: Entry) -> Entry:
         """Have the service answer, as soon as it can."""
-        request_id.set(record.request_id)
         logger.info("Task %s begins, attempt %d", record.id, record.attempts)
         headers = asked.head["headers"].items()
         scope: Scope = {
