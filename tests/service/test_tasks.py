@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.support.environments import run, tool
 from tests.support.live import Live, live, wait_for
@@ -27,11 +29,55 @@ from tests.support.scripted_model import (
     queue_behind,
     running,
 )
-from tests.support.updating import python
+from tests.support.updating import change, put_model, python
 
 ROUTE = "/infer/tasks"
 KEYS = ("a-key-of-the-first-owner", "a-key-of-the-second-owner")
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105
+SECOND = """
+@model_router.post("/second")
+async def second(request: Request) -> Response:
+    return await service.answer(request, parse)
+
+
+app.include_router(create_tasks_router(service, "/second", parse, EXAMPLE))
+# Your own endpoints, routers and middleware go here.
+"""
+FLIP = """
+from pydantic import BaseModel
+
+from serving import Decoder, Input, Picture
+
+MODEL_NAME = "flip"
+DECODER = Decoder()
+EXAMPLE = {"file": "example.png"}
+
+
+class Params(BaseModel):
+    pass
+
+
+Output = Picture
+
+
+class Model:
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def predict(self, inputs: list[Input[Params]]) -> list[Output]:
+        return [Picture.of(item.image.transpose(2)) for item in inputs]
+"""
+SCRIPT = """
+from fastapi.testclient import TestClient
+
+from main import app
+
+for number in (1, 2):
+    with TestClient(app) as client:
+        location = client.post("/infer/tasks", json={}).headers["location"]
+        assert client.get(location, params={"wait": 30}).json()["status"] == "succeeded"
+        assert len(client.get("/infer/tasks").json()["tasks"]) == number
+"""
 VERIFY = """
 import json, sys
 from standardwebhooks import Webhook
@@ -534,3 +580,49 @@ def test_webhook_settings(project: Path, tmp_path: Path) -> None:
     with live(project, python(), tmp_path / "log", **env) as service:
         assert service.process.wait(WAIT_SECONDS) == 1
         assert service.log.startswith("WEBHOOK_SECRET must be whsec_")
+
+
+def test_second_endpoint(tmp_path: Path) -> None:
+    """An endpoint of the owner's has tasks of its own, and they do not mix."""
+    project = make(tmp_path / "service", predictions="local", features=[])
+    change(
+        project / "main.py",
+        ("# Your own endpoints, routers and middleware go here.", SECOND),
+    )
+    with started(project, tmp_path) as service:
+        task_id = service.client.post("/second/tasks", json={"number": 2}).json()["id"]
+        assert service.client.get(f"{ROUTE}/{task_id}").status_code == 404
+        done = service.client.get(f"/second/tasks/{task_id}", params={"wait": 30}).json()
+        assert done["result"]["number"] == 2
+        assert service.client.get(ROUTE).json()["tasks"] == []
+
+
+def test_file(tmp_path: Path) -> None:
+    """A task may be asked with a file and be answered by one; what cannot be read is not kept."""
+    project = make(tmp_path / "service", predictions="local", features=[], input_kind="image")
+    put_model(project, FLIP)
+    picture = BytesIO()
+    Image.new("RGB", (8, 6), "red").save(picture, "PNG")
+    files = {"file": ("a.png", picture.getvalue(), "image/png")}
+    with live(project, python(), tmp_path / "log", TASKS_DIR=str(tmp_path / "tasks")) as service:
+        service.ready()
+        cut = {"file": ("a.png", picture.getvalue()[:40], "image/png")}
+        assert service.client.post("/classify/tasks", files=cut).status_code == 400
+        assert service.client.get("/classify/tasks").json()["tasks"] == []
+        keys = {"Idempotency-Key": "k"}
+        sent = [service.client.post("/classify/tasks", files=files, headers=keys) for _ in range(2)]
+        [location] = {response.headers["location"] for response in sent}
+        task = service.client.get(location, params={"wait": 30}).json()
+        assert (task["status"], task["result"]) == ("succeeded", None)
+        result = service.client.get(f"{location}/result")
+        own = service.client.post("/classify", files=files)
+        assert result.headers["content-type"] == "image/png"
+        assert result.content == own.content
+        assert Image.open(BytesIO(result.content)).size == (6, 8)
+
+
+def test_client_of_tests(tmp_path: Path) -> None:
+    """FastAPI's TestClient waits until tasks can be taken, and can be used twice."""
+    project = make(tmp_path / "service", predictions="local", features=[])
+    (project / "script.py").write_text(SCRIPT, encoding="utf-8")
+    run([python(), "script.py"], cwd=project, env={"TASKS_DIR": str(tmp_path / "tasks")})

@@ -1,7 +1,6 @@
 """Tasks, from their acceptance to their end."""
 
 import asyncio
-import hashlib
 import logging
 import sqlite3
 import time
@@ -21,6 +20,7 @@ from serving.limits import Body
 from serving.requests import ParsedRequest
 from serving.runner import request_id
 from serving.settings import settings
+from serving.tasks.digest import digest
 from serving.tasks.files import ANSWERED, ASKED, Entry, Folder
 from serving.tasks.records import (
     CannotKeep,
@@ -144,7 +144,7 @@ class Tasks:
             id=str(uuid.uuid4()),
             path=path,
             owner=owner,
-            digest=hashlib.sha256(repr(head).encode() + asked.body).hexdigest(),
+            digest=await asyncio.to_thread(digest, parsed),
             request_id=request_id.get(),
             webhook=webhook,
         )
