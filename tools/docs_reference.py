@@ -253,6 +253,7 @@ def errors() -> dict[str, str]:
                     ("video", "api-key"),
                 )
             ]
+            + [PLAIN | {"predictions": "local"}]
         ):
             project = render(Path(folder) / str(number), given)
             for path in sorted(project.glob("serving/**/*.py")):

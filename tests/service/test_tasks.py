@@ -1,6 +1,7 @@
 """Tasks: accepted, kept, and answered later, whatever happens to the process."""
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -585,10 +586,8 @@ def test_webhook_settings(project: Path, tmp_path: Path) -> None:
 def test_second_endpoint(tmp_path: Path) -> None:
     """An endpoint of the owner's has tasks of its own, and they do not mix."""
     project = make(tmp_path / "service", predictions="local", features=[])
-    change(
-        project / "main.py",
-        ("# Your own endpoints, routers and middleware go here.", SECOND),
-    )
+    place = "# Your own endpoints, routers and middleware go here."
+    change(project / "main.py", place, SECOND)
     with started(project, tmp_path) as service:
         task_id = service.client.post("/second/tasks", json={"number": 2}).json()["id"]
         assert service.client.get(f"{ROUTE}/{task_id}").status_code == 404
@@ -625,4 +624,5 @@ def test_client_of_tests(tmp_path: Path) -> None:
     """FastAPI's TestClient waits until tasks can be taken, and can be used twice."""
     project = make(tmp_path / "service", predictions="local", features=[])
     (project / "script.py").write_text(SCRIPT, encoding="utf-8")
-    run([python(), "script.py"], cwd=project, env={"TASKS_DIR": str(tmp_path / "tasks")})
+    env = os.environ | {"TASKS_DIR": str(tmp_path / "tasks")}
+    run([python(), "script.py"], cwd=project, env=env)

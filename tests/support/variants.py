@@ -197,9 +197,8 @@ def _with_others(cells: list[Variant]) -> Iterator[Variant]:
                 pairs = (frozenset({(question, value), other}) for other in fixed.items())
                 return sum(pair not in seen for pair in pairs)
 
-            if question == "predictions" and others["replicas"]:
-                values = ["none"]  # the other choice is refused
-            others[question] = max(values, key=new_pairs)
+            is_refused = question == "predictions" and others["replicas"]
+            others[question] = max(values[:1] if is_refused else values, key=new_pairs)
             pairs = combinations((axes | others).items(), 2)
             seen.update(frozenset(pair) for pair in pairs)
         yield Variant(

@@ -115,6 +115,7 @@ class Tasks:
 
     async def _serve(self, closing: asyncio.Event) -> None:
         """Work on tasks until the service ends; what runs then has the time of a request."""
+        self._is_closing = False
         helpers = [asyncio.create_task(self._sweep()), asyncio.create_task(self.webhooks.deliver())]
         hands = [asyncio.create_task(self._work()) for _ in range(settings.task_concurrency)]
         await closing.wait()
