@@ -27,7 +27,7 @@ from serving.tasks.records import Delivery, Record, Task
 from serving.tasks.table import Table
 
 TIMEOUT_SECONDS = 15
-LOOK_SECONDS = 1  # how often to look for what is due
+LOOK_SECONDS = 0.5  # how often to look for what is due
 AT_ONCE = 20
 # The pause after an attempt that failed is so many times as long as the one before.
 GROWTH, MAX_PAUSE_SECONDS, MAX_ATTEMPTS = 4, 4 * 3600, 10
@@ -54,38 +54,23 @@ class Webhooks:
     def __init__(self, table: Table, files: Folder) -> None:
         self.table = table
         self.files = files
-        self._more = asyncio.Event()
 
     def announce(self, record: Record) -> None:
         """Note on a task's row that its end has to be told; it is not saved yet."""
         if record.webhook:
             record.webhook_status, record.webhook_due = Delivery.PENDING, time.time()
 
-    def wake(self) -> None:
-        """Look at once for what is due."""
-        self._more.set()
-
     async def deliver(self) -> None:
         """Send what is due, for ever."""
         logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each attempt
         async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False) as client:
             while True:
-                self._more.clear()
                 try:
                     due = await self.table.with_webhook_due(time.time(), AT_ONCE)
                     await asyncio.gather(*(self._tell(client, record) for record in due))
                 except (OSError, sqlite3.Error):
                     logger.exception("Webhooks cannot be delivered at present")
-                    due = []
-                if not due:
-                    await self._wait()
-
-    async def _wait(self) -> None:
-        try:
-            async with asyncio.timeout(LOOK_SECONDS):
-                await self._more.wait()
-        except TimeoutError:
-            return
+                await asyncio.sleep(LOOK_SECONDS)
 
     async def _tell(self, client: httpx.AsyncClient, record: Record) -> None:
         """Make one attempt, and write down how it went."""

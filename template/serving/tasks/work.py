@@ -65,12 +65,6 @@ class Tasks:
         self.webhooks = Webhooks(self.table, self.files)
         self.waiting: dict[str, float] = {}  # since when; the first is the next
         self.running: dict[str, asyncio.Task[Entry]] = {}
-        self._is_closing = False
-        self._more = asyncio.Condition()  # are waiting, or the service ends
-        self._changing = asyncio.Lock()  # a task's status
-        self._adding = asyncio.Lock()  # a task that has a key
-        # For what was begun before: the process may have ended with one of these.
-        self._alone = asyncio.Lock()
 
     @property
     def is_open(self) -> bool:
@@ -85,6 +79,13 @@ class Tasks:
         """
         worker = self.service.worker
         worker.starting.add(PART)
+        self._is_closing = False
+        # Here, as TestClient has another event loop each time.
+        self._more = asyncio.Condition()  # are waiting, or the service ends
+        self._changing = asyncio.Lock()  # a task's status
+        self._adding = asyncio.Lock()  # a task that has a key
+        # For what was begun before: the process may have ended with one of these.
+        self._alone = asyncio.Lock()
         opened, closing = asyncio.Event(), asyncio.Event()
         life = asyncio.create_task(self._live(opened, closing))
         if not worker.is_served:
@@ -115,10 +116,13 @@ class Tasks:
 
     async def _serve(self, closing: asyncio.Event) -> None:
         """Work on tasks until the service ends; what runs then has the time of a request."""
-        self._is_closing = False
         helpers = [asyncio.create_task(self._sweep()), asyncio.create_task(self.webhooks.deliver())]
         hands = [asyncio.create_task(self._work()) for _ in range(settings.task_concurrency)]
-        await closing.wait()
+        end = asyncio.create_task(closing.wait())
+        await asyncio.wait([end, *helpers, *hands], return_when=asyncio.FIRST_COMPLETED)
+        for each in (*helpers, *hands):
+            if each.done():
+                each.result()  # raises what nobody has foreseen
         async with self._more:
             self._is_closing = True
             self._more.notify_all()
@@ -285,7 +289,6 @@ class Tasks:
         record.status, record.ended = status, time.time()
         self.webhooks.announce(record)
         await self.table.save(record)
-        self.webhooks.wake()
         logger.info("Task %s: %s", record.id, status)
 
     async def _sweep(self) -> None:
