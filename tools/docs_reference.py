@@ -71,6 +71,26 @@ ADVICE = {
         "The policy, or the issuer of the tokens, does not answer.",
         "Retry after the pause.",
     ),
+    "NoSuchTask": (
+        "There is no such task, it has expired, or it is somebody else's.",
+        "Look at the id, and at `RESULT_TTL_HOURS`.",
+    ),
+    "HasEnded": ("A task that has ended was to be canceled.", "Take it as it is."),
+    "HasNoAnswer": ("The answer to a task that was canceled was asked for.", "Send it again."),
+    "HasNoAnswerYet": (
+        "The answer to a task that has not ended was asked for.",
+        "Retry after the pause, or ask with `?wait=30`.",
+    ),
+    "KeyReused": (
+        "An `Idempotency-Key` came with another content than before.",
+        "Take another key for another request.",
+    ),
+    "BadWebhook": (
+        "`Webhook-URL` is none, or its host is not one of `WEBHOOK_HOSTS`.",
+        "Name a host that is allowed, or none.",
+    ),
+    "TooManyTasks": ("`MAX_QUEUED_TASKS` tasks wait.", "Retry after the pause."),
+    "CannotKeep": ("The disk does not take the task.", "Retry after the pause."),
     "DeadlineExceeded": (
         "There was no answer within `INFER_TIMEOUT_SECONDS`, the time in the queue included.",
         "Send a smaller input, or raise the limit.",
@@ -128,6 +148,7 @@ def settings() -> dict[str, str]:
     answers += [(f"`contracts`: `{name}`", PLAIN | {"contracts": [name]}) for name in CONTRACTS]
     auths = [value for value in choices("auth") if value != "none"]
     answers += [(f"`auth`: `{value}`", PLAIN | {"auth": value}) for value in auths]
+    answers.append(("`predictions`: `local`", PLAIN | {"predictions": "local"}))
     brought: dict[Setting, list[str]] = {}
     with TemporaryDirectory() as folder:
         for number, (label, given) in enumerate(answers):
@@ -192,12 +213,14 @@ def type_of(annotation: ast.expr) -> str:
                 "Port": "port",
                 "PositiveInt": "integer from 1",
                 "NonNegativeInt": "integer from 0",
+                "PositiveFloat": "number above 0",
                 "bool": "`true` or `false`",
                 "str": "text",
                 "Root": "path",
                 "Segment": "name without slashes",
                 "list[str]": "list, separated by commas",
                 "list[Origin]": "origins, separated by commas",
+                "list[Network]": "networks, separated by commas",
             }
             return names[ast.unparse(annotation)]
 
@@ -230,6 +253,7 @@ def errors() -> dict[str, str]:
                     ("video", "api-key"),
                 )
             ]
+            + [PLAIN | {"predictions": "local"}]
         ):
             project = render(Path(folder) / str(number), given)
             for path in sorted(project.glob("serving/**/*.py")):

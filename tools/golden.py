@@ -62,6 +62,12 @@ RENDERS: dict[str, dict[str, Any]] = {
         "contracts": ["oip-grpc", "sagemaker", "model-engine", "openai"],
         "auth": "jwt",
     },
+    "custom-audio-tasks": {
+        "model_type": "custom",
+        "input_kind": "audio",
+        "features": ["observability", "isolation"],
+        "predictions": "local",
+    },
     "pytorch-batch-plain": {
         "model_type": "pytorch",
         "input_kind": "image-batch",

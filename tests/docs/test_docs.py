@@ -39,7 +39,7 @@ def rendered_tests(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the tests of services that have every conformance test between them."""
     folder = tmp_path_factory.mktemp("services")
     texts: list[str] = []
-    others = {"contracts": list(CONTRACTS), "features": ["batch-jobs"]}
+    others = {"contracts": list(CONTRACTS), "predictions": "local", "features": ["batch-jobs"]}
     for answers in (
         {},
         {"model_type": "custom", "input_kind": "json", "auth": "api-key"} | others,
@@ -54,8 +54,8 @@ def rendered_tests(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_agents_names_what_was_not_chosen(tmp_path: Path) -> None:
     """A service's AGENTS.md names the requirements that it need not keep, and no others."""
     everything = {"model_type": "custom", "auth": "jwt", "contracts": list(CONTRACTS)}
-    everything |= {"features": ["batch-jobs"]}
-    for answers, left_out in (({}, [*range(62, 67), 72, 73]), (everything, [])):
+    everything |= {"predictions": "local", "features": ["batch-jobs"]}
+    for answers, left_out in (({}, [*range(62, 67), 72, 73, 74]), (everything, [])):
         project = render(tmp_path / str(len(answers)), answers)
         text = (project / "AGENTS.md").read_text(encoding="utf-8")
         holds = text.partition("## Requirements that hold")[2]

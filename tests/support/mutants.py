@@ -45,7 +45,7 @@ BATCHING, ISOLATION = "serving/batching.py", "serving/isolation.py"
 STREAMING, DOCUMENTS = "serving/streaming.py", "serving/contracts/documents.py"
 SAGEMAKER, MODEL_ENGINE = "serving/contracts/sagemaker.py", "serving/contracts/model_engine.py"
 OIP, GRPC = "serving/contracts/oip/routes.py", "serving/contracts/oip/grpc_server.py"
-OPENAI = "serving/contracts/openai/"
+OPENAI, TASKS = "serving/contracts/openai/", "serving/tasks/"
 BATCH, BATCH_FILES = "serving/batch.py", "serving/batch_files.py"
 SIGNATURE, OUTPUTS = "serving/contracts/oip/signature.py", "serving/outputs.py"
 # An answer that is a file, with two headers.
@@ -76,6 +76,7 @@ SPEAKS_SAGEMAKER = {"contracts": ["sagemaker"]}
 SPEAKS_MODEL_ENGINE = {"contracts": ["model-engine"]}
 SPEAKS_OPENAI = {"contracts": ["openai"]}
 HAS_BATCH_JOBS = {"input_kind": "json", "features": ["batch-jobs"]}
+TAKES_TASKS = {"predictions": "local"}
 
 MUTANTS = [
     Mutant(1, "rules-under-another-name", moved=("AGENTS.md", "RULES.md")),
@@ -1005,5 +1006,40 @@ MUTANTS = [
         "a-bad-line-ends-it",
         (BATCH, "        except Exception as error:", "        except KeyError as error:"),
         **HAS_BATCH_JOBS,
+    ),
+    mutant(
+        74,
+        "accepted-unread",
+        (f"{TASKS}work.py", "        await asyncio.to_thread(parsed.decode)\n", ""),
+        **TAKES_TASKS,
+    ),
+    mutant(
+        74,
+        "what-ran-is-forgotten",
+        (f"{TASKS}table.py", "WHERE ended IS NULL", "WHERE started IS NULL"),
+        **TAKES_TASKS,
+    ),
+    mutant(
+        74,
+        "each-time-another-task",
+        (f"{TASKS}work.py", "        if not key:\n", "        if key:\n"),
+        **TAKES_TASKS,
+    ),
+    mutant(
+        74,
+        "canceled-and-answered",
+        (
+            f"{TASKS}work.py",
+            "            if not record or record.status.is_final:\n                return\n",
+            "            if not record:\n                return\n",
+        ),
+        (f"{TASKS}work.py", "                run.cancel()\n", "                pass\n"),
+        **TAKES_TASKS,
+    ),
+    mutant(
+        74,
+        "failures-succeed",
+        (f"{TASKS}work.py", "Status.FAILED if is_error else", "Status.SUCCEEDED if is_error else"),
+        **TAKES_TASKS,
     ),
 ]

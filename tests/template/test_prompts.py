@@ -71,7 +71,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "packages-with-line-end": (["system_packages=libgl1\n"], "'libgl1 ffmpeg'"),
     "feature-that-is-no-list": (["features=batching"], "-d 'features=[batching]'"),
     "feature-of-later": (["features=[playground]"], "'observability', 'gpu', 'batching'"),
-    "question-of-later": (["predictions=local"], "There is no question named 'predictions'"),
+    "two-owners-of-the-tasks": (
+        ["predictions=local", "features=[replicas]"],
+        "keeps its queue in one process",
+    ),
     "unknown-input": (["input_kind=text"], "'image', 'image-params', 'image-batch'"),
     "manifest-that-is-not-there": (["deploy=[helm]"], "'kubernetes'"),
     "empty-description": (["project_description= "], "'Reads the text in scanned pages'"),

@@ -233,8 +233,8 @@ class Launcher:
     ) -> Service:
         port, grpc_port = self._reserve_port(), self._reserve_port()
         (folder / "log").touch()
-        ports = {"PORT": str(port), "GRPC_PORT": str(grpc_port)}
-        process = run(folder, os.environ | spec.ENVIRONMENT | self.env | ports | env)
+        own = {"PORT": str(port), "GRPC_PORT": str(grpc_port), "TASKS_DIR": str(folder / "tasks")}
+        process = run(folder, os.environ | spec.ENVIRONMENT | self.env | own | env)
         client = connect(f"http://127.0.0.1:{port}", spec.credentials())
         service = Service(client, process, folder, grpc_port)
         self.services.append(service)
