@@ -303,9 +303,13 @@ class Authorizer:
         """
         if method in SAFE_METHODS:
             return
-        caller = await self._callers.identify(dict(headers))
+        caller = await self.identify(headers)
         if settings.pdp_url:
             await self._ask_policy(caller, method, path)
+
+    async def identify(self, headers: list[tuple[bytes, bytes]]) -> Caller:
+        """Return who asks. Raises Unauthorized and CannotAuthorize."""
+        return await self._callers.identify(dict(headers))
 
     async def _ask_policy(self, caller: Caller, method: str, path: str) -> None:
         """Ask as Open Policy Agent is asked."""

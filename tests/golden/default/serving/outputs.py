@@ -9,13 +9,11 @@ from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import quote
 
 from fastapi import Response
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, Strict, WithJsonSchema
+from pydantic import BaseModel, Field, PlainSerializer, Strict, WithJsonSchema
 
 
-class File(BaseModel):
+class File(BaseModel, val_json_bytes="base64"):
     """A file: the answer itself, with its further fields as headers, or a field of the answer."""
-
-    model_config = ConfigDict(val_json_bytes="base64")
 
     content_type: str = Field("application/octet-stream", pattern="^[!-~]+/[ -~]+$")
     name: str = Field("", pattern=r"^[^/\\\x00-\x1f]*$")
@@ -60,7 +58,8 @@ def encode_file(accept: str, outputs: list[Any]) -> Response:
         return Response(file.model_dump_json(), media_type="application/json")
     if file.name:
         headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(file.name, safe='')}"
-    return Response(file.data, headers={"Content-Type": file.content_type, **headers})
+    fixed = {"Content-Type": file.content_type, "X-Content-Type-Options": "nosniff"}
+    return Response(file.data, headers=fixed | headers)
 
 
 def quality(accept: str, content_type: str) -> float:

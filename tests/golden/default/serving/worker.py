@@ -58,11 +58,9 @@ class Worker:
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
-        self.failed = self.is_loaded = False
+        self.failed = self.is_loaded = self._is_draining = self._is_stopping = False
         self.is_served = False  # by Service.serve: the process lives and dies with the model
-        self.loaded: Future[None] = Future()  # done after the first load, well or not
         self.starting: set[str] = set()  # what else has to be there before requests should come
-        self._is_draining = self._is_stopping = False
         self._changed = threading.Condition()
         self.waiting: deque[Call] = deque()
         self.running: list[Call] = []  # what the model works on
@@ -75,6 +73,8 @@ class Worker:
     def start(self) -> None:
         """Load in the background, then take requests."""
         self._loop = asyncio.get_running_loop()
+        self.is_loaded = self._is_stopping = False  # FastAPI's TestClient may start it again
+        self.loaded: Future[None] = Future()  # done after the first load, well or not
         self._watcher = self._loop.create_task(self._watch())
         # Daemon: a call that hangs must not keep the process from ending.
         threading.Thread(target=self._work, name="model", daemon=True).start()

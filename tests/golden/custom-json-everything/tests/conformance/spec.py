@@ -90,6 +90,8 @@ REQUIREMENTS = {
     70: "Failures tell nothing of the inside",
     71: "What has begun is finished",
     72: "OpenAI API",
+    73: "Batch jobs",
+    74: "Answers later",
 }
 
 # Requirements that no live process shows, and what keeps them.
@@ -104,6 +106,7 @@ ELSEWHERE = {
     44: "seen in k8s.yaml, which the template's tests read",
     45: "seen in k8s.yaml, which the template's tests read",
     46: "answered in AGENTS.md",
+    74: "not chosen: the question predictions",
 }
 
 

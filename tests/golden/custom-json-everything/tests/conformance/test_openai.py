@@ -1,6 +1,7 @@
 """OpenAI's API, asked of a live process, or of the deployment at --url."""
 
 import json
+from base64 import b64decode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,17 +13,24 @@ from conformance.plugin import Launcher, Service
 from conformance.test_conformance import assert_tells_nothing, failing
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+SPEECH, IMAGES = "/v1/audio/speech", "/v1/images/generations"
 QUESTIONS: dict[str, dict[str, Any]] = {
     CHAT: {"messages": [{"role": "user", "content": "Hello"}]},
     COMPLETIONS: {"prompt": "Hello"},
     EMBEDDINGS: {"input": ["Hello", "world"]},
+    SPEECH: {"input": "Hello", "voice": "default"},
+    IMAGES: {"prompt": "A cat"},
 }
+# The field that names the form of a file, and some of its values.
+FORMS = {SPEECH: ("response_format", ["wav", "mp3"]), IMAGES: ("output_format", ["png", "webp"])}
+SOUNDS = {f"audio/{name}": name for name in ("aac", "flac", "wav", "pcm")}
+SOUNDS |= {"audio/mpeg": "mp3", "audio/ogg": "opus"}
 HEADERS = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
 def speaking(launcher: Launcher, answer: str) -> Service:
-    """Return a service whose fake model can chat."""
+    """Return a service whose fake model can chat, speak and draw."""
     running = launcher.start_fake(answer)
     running.wait_until("/ready", 200)
     return running
@@ -70,7 +78,7 @@ def test_ms_72_models(service: Service) -> None:
 def test_ms_72_only_what_there_is(service: Service) -> None:
     """What the model cannot do is 404, in the form of the API."""
     paths = service.client.get("/openapi.json").json()["paths"]
-    for path in (*QUESTIONS, "/v1/images/generations", "/v1/no-such"):
+    for path in (*QUESTIONS, "/v1/images/edits", "/v1/no-such"):
         if path not in paths:
             assert_error(service.client.post(path, json={}), 404)
 
@@ -95,6 +103,8 @@ def test_ms_72_answers(service: Service, speaking: Service) -> None:
     assert CHAT in dict(questions(speaking))
     for running in (service, speaking):
         for path, question in questions(running):
+            if path in FORMS:
+                continue
             answer = running.client.post(path, json=question).raise_for_status().json()
             assert answer["model"] == question["model"]
             if path == EMBEDDINGS:
@@ -107,6 +117,36 @@ def test_ms_72_answers(service: Service, speaking: Service) -> None:
             texts = [x["delta"].get("content") if path == CHAT else x["text"] for x in deltas]
             assert "".join(text or "" for text in texts) == whole
             assert deltas[-1]["finish_reason"] == choice["finish_reason"]
+
+
+def test_ms_72_forms(service: Service, speaking: Service) -> None:
+    """A file comes in the form that is asked for, or not at all."""
+    assert FORMS.keys() <= dict(questions(speaking)).keys()
+    for running in (service, speaking):
+        asked = {path: body for path, body in questions(running) if path in FORMS}
+        for path, question in asked.items():
+            field, names = FORMS[path]
+            answer = running.client.post(path, json=question)
+            if running is service and answer.status_code == 400:  # its voices have other names
+                continue
+            own = form_of(path, answer.raise_for_status())
+            for name in {own, *names}:
+                response = running.client.post(path, json={**question, field: name})
+                if name == own or response.is_success:
+                    assert form_of(path, response.raise_for_status()) == name
+                else:
+                    assert assert_error(response, 400)["param"] == field
+
+
+def form_of(path: str, response: httpx.Response) -> str:
+    """Return the form of the file in an answer, as the API calls it."""
+    if path == SPEECH:
+        assert response.content
+        return SOUNDS[response.headers["content-type"].partition(";")[0]]
+    answer = response.json()
+    [picture] = answer["data"]
+    assert b64decode(picture["b64_json"], validate=True)
+    return str(answer["output_format"])
 
 
 def in_chunks(service: Service, path: str, question: dict[str, Any]) -> list[Any]:

@@ -24,6 +24,8 @@ FOLDER = "FAKE_MODEL_FOLDER"  # the variable that says where the model finds wha
 # Where this variable is set, Params and Output have one field more, and an answer has the number of
 # its request: so a test sees whose answer it got.
 NUMBERED, NUMBER = "FAKE_MODEL_NUMBERED", "request_number"
+# Where this variable is set, it has the module that is run instead of main.py, and its arguments.
+COMMAND = "FAKE_MODEL_COMMAND"
 
 context = get_context("spawn") if sys.platform == "win32" else get_context("forkserver")
 context.set_forkserver_preload(
@@ -61,6 +63,16 @@ class FakeModel:
             run("predict.py", part=part, inputs=messages)
             yield f"word{part} "
 
+    def speak(self, text: str) -> object:
+        """Return a file; only OpenAI's API asks for it, and for the next."""
+        run("predict.py", inputs=[text])
+        return make_file(b"sound", "audio/wav")
+
+    def draw(self, prompt: str) -> object:
+        """Return another."""
+        run("predict.py", inputs=[prompt])
+        return make_file(b"picture", "image/png")
+
     def close(self) -> None:
         """Leave a trace."""
         (folder() / "closed").touch()
@@ -75,6 +87,11 @@ def run(name: str, **names: object) -> None:
     """Run a file of the folder."""
     known = {"folder": folder(), "time": time} | names
     exec((folder() / name).read_text(), known)  # noqa: S102 -- the tests' own
+
+
+def make_file(data: bytes, content_type: str) -> Any:
+    """Return an answer that is a file."""
+    return importlib.import_module("serving").File(data=data, content_type=content_type)
 
 
 def answer(item: Any) -> Any:
@@ -116,4 +133,7 @@ def _serve(folder: Path, env: dict[str, str]) -> None:
     inference["Model"] = FakeModel
     if NUMBERED in env:
         inference.update({name: numbered(inference[name]) for name in ("Params", "Output")})
+    if command := env.get(COMMAND):
+        module, *sys.argv[1:] = command.splitlines()
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     runpy.run_path(str(ROOT / "main.py"), run_name="__main__")

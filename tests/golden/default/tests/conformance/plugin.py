@@ -96,7 +96,7 @@ class Service:
 
     def wait_for_load(self) -> None:
         """Wait until a fake model has been told to load."""
-        self._wait(lambda: bool(self.devices), "The model was not loaded")
+        self.wait_for(lambda: bool(self.devices), "The model was not loaded")
 
     def predict_does(self, code: str) -> None:
         """Have the fake model run this Python code in every call from now on."""
@@ -112,7 +112,7 @@ class Service:
 
     def wait_for_call(self) -> None:
         """Wait until a call hangs in the fake model, so that the next one has to queue."""
-        self._wait((self.folder / "called").exists, "No call came", REACTION_SECONDS)
+        self.wait_for((self.folder / "called").exists, "No call came", REACTION_SECONDS)
 
     def predict_works(self) -> None:
         """Have the fake model answer at once again, hung calls included."""
@@ -131,17 +131,17 @@ class Service:
             return bool(answers) and answers[0].status_code == status
 
         seconds = PATIENCE_SECONDS if httpx.codes.is_success(status) else REACTION_SECONDS
-        self._wait(has_answered, f"{path} did not answer {status}", seconds)
+        self.wait_for(has_answered, f"{path} did not answer {status}", seconds)
         return answers[0]
 
     def wait_for_log(self, text: str) -> None:
         """Wait until the log of a service that has started holds this text."""
         complaint = f"{text!r} did not come into the log"
-        self._wait(lambda: text in self.log, complaint, REACTION_SECONDS)
+        self.wait_for(lambda: text in self.log, complaint, REACTION_SECONDS)
 
     def wait_for_exit(self) -> int:
         """Wait until the process has ended by itself, and return its exit status."""
-        self._wait(lambda: self._exit_status() is not None, "The service did not exit")
+        self.wait_for(lambda: self._exit_status() is not None, "The service did not exit")
         return self._exit_status() or 0
 
     def wait_until_closed(self) -> None:
@@ -154,7 +154,7 @@ class Service:
                 return True
             return False
 
-        self._wait(is_closed, "The port did not close", REACTION_SECONDS)
+        self.wait_for(is_closed, "The port did not close", REACTION_SECONDS)
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -178,9 +178,10 @@ class Service:
             return self.process.exitcode
         return self.process.poll() if self.process else None
 
-    def _wait(
+    def wait_for(
         self, condition: Callable[[], bool], complaint: str, seconds: float = PATIENCE_SECONDS
     ) -> None:
+        """Wait until something is so; else the test fails, with the complaint and the log."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
@@ -232,8 +233,8 @@ class Launcher:
     ) -> Service:
         port, grpc_port = self._reserve_port(), self._reserve_port()
         (folder / "log").touch()
-        ports = {"PORT": str(port), "GRPC_PORT": str(grpc_port)}
-        process = run(folder, os.environ | spec.ENVIRONMENT | self.env | ports | env)
+        own = {"PORT": str(port), "GRPC_PORT": str(grpc_port), "TASKS_DIR": str(folder / "tasks")}
+        process = run(folder, os.environ | spec.ENVIRONMENT | self.env | own | env)
         client = connect(f"http://127.0.0.1:{port}", spec.credentials())
         service = Service(client, process, folder, grpc_port)
         self.services.append(service)

@@ -82,6 +82,8 @@ REQUIREMENTS = {
     70: "Failures tell nothing of the inside",
     71: "What has begun is finished",
     72: "OpenAI API",
+    73: "Batch jobs",
+    74: "Answers later",
 }
 
 # Requirements that no live process shows, and what keeps them.
@@ -102,6 +104,8 @@ ELSEWHERE = {
     65: "not chosen: the question contracts",
     66: "not chosen: the question contracts",
     72: "not chosen: the question contracts",
+    73: "not chosen: the question features",
+    74: "not chosen: the question predictions",
 }
 
 

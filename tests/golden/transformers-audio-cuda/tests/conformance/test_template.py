@@ -20,6 +20,7 @@ CHOICES = {
         "rapid-layout",
         "smollm2",
         "iris",
+        "rnnoise",
     ],
     "model_type": [
         "pytorch",
@@ -52,6 +53,7 @@ CHOICES = {
         "isolation",
         "replicas",
         "openapi-export",
+        "batch-jobs",
     ],
     "contracts": [
         "oip",

@@ -328,13 +328,13 @@ class Options:
                 raise Refused(message, field, "unsupported_parameter")
         return options
 
-    def describe(self, request: type[ModelRequest]) -> dict[str, Any]:
-        """Describe the body for the OpenAPI document: only what is supported."""
+    def describe(self, request: type[ModelRequest], ours: set[str] = OURS) -> dict[str, Any]:
+        """Describe the body for the OpenAPI document: only what is supported, and our own."""
         schema = inline_refs(request.model_json_schema())
         schema["properties"] = {
             name: field
             for name, field in schema["properties"].items()
-            if name in OURS or KEYWORDS.get(name, name) in self.names
+            if name in ours or KEYWORDS.get(name, name) in self.names
         }
         schema["properties"]["model"]["enum"] = [settings.openai_model_name]
         content = {"application/json": {"schema": schema}}

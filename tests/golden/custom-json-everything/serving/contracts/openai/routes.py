@@ -10,11 +10,9 @@ import math
 import struct
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
@@ -33,28 +31,26 @@ from serving.contracts.openai.answers import (
     in_chunks,
     join,
 )
+from serving.contracts.openai.bodies import read
 from serving.contracts.openai.calls import Generation
 from serving.contracts.openai.errors import ERRORS, Route
+from serving.contracts.openai.media import add_images, add_speech
 from serving.contracts.openai.pace import measure
 from serving.contracts.openai.requests import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
     GenerationRequest,
-    ModelRequest,
     Options,
     check_name,
 )
-from serving.errors import BadInput, DeadlineExceeded, describe
-from serving.requests import read_json
-from serving.schemas import field_errors
+from serving.errors import DeadlineExceeded, describe
 from serving.settings import settings
 from serving.streaming import EventStream, event, event_stream
 
 if TYPE_CHECKING:
     from serving.service import Service
 
-LARGE = 1024 * 1024  # bytes that take longer to parse than the event loop should stand still
 DONE = "data: [DONE]\n\n"
 NOT_FOUND, WRONG_METHOD = 404, 405
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
@@ -66,8 +62,6 @@ IN_CHUNKS: dict[int | str, Any] = {
     }
 }
 
-RequestT = TypeVar("RequestT", bound=ModelRequest)
-
 
 def create_router(service: "Service[Any]") -> APIRouter:
     """Return the routes of the methods that the model has."""
@@ -77,6 +71,8 @@ def create_router(service: "Service[Any]") -> APIRouter:
         "chat": add_chat,
         "complete": add_completions,
         "embed": add_embeddings,
+        "speak": add_speech,
+        "draw": add_images,
     }
     for method, add in methods.items():
         if found := getattr(service.runner.model_class, method, None):
@@ -168,31 +164,6 @@ def add_rest(router: APIRouter) -> None:
         if path in paths:
             raise HTTPException(WRONG_METHOD, "Method Not Allowed")
         raise HTTPException(NOT_FOUND, f"This model has no {request.method} {path}.")
-
-
-async def read(kind: type[RequestT], request: Request) -> RequestT:
-    """Return the request of this kind.
-
-    Raises TooLarge, UnsupportedType, BadInput, RequestValidationError and Refused.
-    """
-    body = await read_json(request)
-    if len(body) > LARGE:
-        asked = await asyncio.to_thread(parse, kind, body)
-    else:
-        asked = parse(kind, body)
-    asked.check_model()
-    return asked
-
-
-def parse(kind: type[RequestT], body: bytes) -> RequestT:
-    """Return the request that this JSON makes. Raises BadInput and RequestValidationError."""
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        errors = field_errors(error)
-        if errors[0]["type"] == "json_invalid":
-            raise BadInput(f"The body is not JSON: {errors[0]['msg']}") from error
-        raise RequestValidationError(errors) from error
 
 
 async def generate(
