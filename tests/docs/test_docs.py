@@ -99,7 +99,8 @@ def test_architecture(tmp_path: Path) -> None:
     answers = {"model_type": "custom", "input_kind": "json", "auth": "jwt"}
     modules: set[str] = set()
     # Some modules come with audio alone, and some without a process of the model's own.
-    for other in ({}, {"input_kind": "audio", "features": ["observability"]}):
+    alone = {"input_kind": "audio", "features": ["observability"], "predictions": "local"}
+    for other in ({}, alone):
         given = answers | docs_reference.EVERYTHING | other
         folder = render(tmp_path / str(len(other)), given) / "serving"
         modules |= {path.relative_to(folder).as_posix() for path in folder.glob("**/*.py")}
