@@ -79,6 +79,17 @@ for number in (1, 2):
         assert client.get(location, params={"wait": 30}).json()["status"] == "succeeded"
         assert len(client.get("/infer/tasks").json()["tasks"]) == number
 """
+SCRIPT_OF_NONE = """
+from fastapi.testclient import TestClient
+
+from main import app
+
+try:
+    with TestClient(app):
+        pass
+except OSError as error:
+    print(type(error).__name__)
+"""
 VERIFY = """
 import json, sys
 from standardwebhooks import Webhook
@@ -626,3 +637,12 @@ def test_client_of_tests(tmp_path: Path) -> None:
     (project / "script.py").write_text(SCRIPT, encoding="utf-8")
     env = os.environ | {"TASKS_DIR": str(tmp_path / "tasks")}
     run([python(), "script.py"], cwd=project, env=env)
+
+
+def test_client_of_an_unusable_folder(tmp_path: Path) -> None:
+    """There the error is the test's own, and ends no process."""
+    project = make(tmp_path / "service", predictions="local", features=[])
+    (project / "script.py").write_text(SCRIPT_OF_NONE, encoding="utf-8")
+    (tmp_path / "file").touch()
+    env = os.environ | {"TASKS_DIR": str(tmp_path / "file/tasks")}
+    assert run([python(), "script.py"], cwd=project, env=env) == "NotADirectoryError\n"

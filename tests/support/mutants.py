@@ -1010,7 +1010,7 @@ MUTANTS = [
     mutant(
         74,
         "accepted-unread",
-        (f"{TASKS}work.py", "        await asyncio.to_thread(parsed.decode)\n", ""),
+        (f"{TASKS}work.py", "await asyncio.to_thread(parsed.decode)", "pass"),
         **TAKES_TASKS,
     ),
     mutant(

@@ -93,6 +93,17 @@ FEATURE_FILES = {
         "tests/conformance/test_batch_jobs.py",
     },
 }
+TASKS = {
+    "serving/tasks/__init__.py",
+    "serving/tasks/digest.py",
+    "serving/tasks/files.py",
+    "serving/tasks/records.py",
+    "serving/tasks/routes.py",
+    "serving/tasks/table.py",
+    "serving/tasks/webhooks.py",
+    "serving/tasks/work.py",
+    "tests/conformance/test_tasks.py",
+}
 CONTRACTS = {"serving/contracts/__init__.py"}
 OIP = CONTRACTS | {
     "serving/contracts/oip/__init__.py",
@@ -234,7 +245,15 @@ def expected_files(variant: Variant) -> set[str]:
         files |= {"serving/auth.py", "tests/conformance/test_auth.py"}
         if "oip-grpc" in others["contracts"]:
             files.add("serving/contracts/oip/grpc_auth.py")
-    return files | files_of_contracts(variant)
+    return files | files_of_contracts(variant) | files_of_tasks(variant)
+
+
+def files_of_tasks(variant: Variant) -> set[str]:
+    """Return the files that answers later bring."""
+    if dict(variant.others)["predictions"] == "none":
+        return set()
+    counts = "observability" in variant.features
+    return TASKS | ({"serving/tasks/metrics.py"} if counts else set())
 
 
 def files_of_contracts(variant: Variant) -> set[str]:
@@ -379,7 +398,11 @@ def test_deployment(variant: Variant, project: Path) -> None:
         f"PYTHON_VERSION={python_version}\n" in dockerfile
     )
     # MS-38: for the image's own user, and for any other of group 0.
-    assert "install -d -o app -g root -m 775 /cache" in dockerfile
+    keeps_tasks = others["predictions"] == "local"
+    folders = "/cache /tasks" if keeps_tasks else "/cache"
+    assert f"install -d -o app -g root -m 775 {folders}\n" in dockerfile
+    assert f"\nVOLUME {folders}\n" in dockerfile
+    assert ("TASKS_DIR=/tasks" in dockerfile) == keeps_tasks
     if "kubernetes" in others["deploy"]:
         check_once("kubernetes-validate", "--strict", file=project / "k8s.yaml")
         check_manifest(variant, project)
@@ -409,6 +432,13 @@ def check_manifest(variant: Variant, project: Path) -> None:
     # For the last request to come, and to be answered.
     upload = 120 if table("input_kinds")[variant.input_kind]["media"] == "video" else 30
     longest = int(env["DRAIN_SECONDS"]) + upload + 60
+    if others["predictions"] == "local":  # and for the last task; then the next pod may begin
+        longest += 60
+        assert deployment["strategy"] == {"type": "Recreate"}
+        claim = documents["PersistentVolumeClaim"]["metadata"]["name"]
+        [volume] = [each for each in pod["volumes"] if each["name"] == "tasks"]
+        assert volume["persistentVolumeClaim"]["claimName"] == claim
+        assert {"name": "tasks", "mountPath": "/tasks"} in container["volumeMounts"]
     assert pod["terminationGracePeriodSeconds"] > longest
     gpus = container["resources"]["limits"].get("nvidia.com/gpu")
     assert gpus == (1 if variant.accelerator == "cuda" else None)
@@ -523,4 +553,8 @@ def unseen(variant: Variant) -> set[str]:
         numbers.add(63)
     names = {64: "oip-grpc", 65: "sagemaker", 66: "model-engine", 72: "openai"}
     numbers |= {number for number, name in names.items() if name not in contracts}
+    if "batch-jobs" not in variant.features:
+        numbers.add(73)
+    if others["predictions"] == "none":
+        numbers.add(74)
     return {f"MS-{number}" for number in numbers}

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -25,7 +25,6 @@ from serving.tasks.work import Tasks
 if TYPE_CHECKING:
     from serving.service import Service
 
-POLL_SECONDS = 0.25  # how often to look for a task that a client waits for
 MAX_WAIT_SECONDS = 60
 MAX_PAGE = 100
 RETRY_AFTER = {"Retry-After": "1"}
@@ -62,12 +61,14 @@ class Endpoint:
 
     async def wait_for(self, request: Request, task_id: str, seconds: float) -> Record:
         """Return the caller's task when it has ended, or when the time is up. Raises NoSuchTask."""
-        until = time.monotonic() + seconds
+        end = self.service.tasks.end_of(task_id)
         record = await self.find(request, task_id)
-        while not record.status.is_final and time.monotonic() < until:
-            await asyncio.sleep(POLL_SECONDS)
-            record = await self.find(request, task_id)
-        return record
+        if not seconds or record.status.is_final:
+            return record
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await end.wait()
+        return await self.find(request, task_id)
 
 
 def create_router(

@@ -15,6 +15,7 @@ from serving.tasks.records import Record, Status
 
 LOCK_SECONDS = 0.5  # how often to look whether another process has let go of the file
 SCHEMA = """
+PRAGMA user_version = 1;
 CREATE TABLE IF NOT EXISTS tasks (
     id TEXT PRIMARY KEY,
     path TEXT NOT NULL,

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakValueDictionary
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
@@ -65,6 +66,7 @@ class Tasks:
         self.webhooks = Webhooks(self.table, self.files)
         self.waiting: dict[str, float] = {}  # since when; the first is the next
         self.running: dict[str, asyncio.Task[Entry]] = {}
+        self._ends = WeakValueDictionary[str, asyncio.Event]()  # of tasks that somebody waits for
 
     @property
     def is_open(self) -> bool:
@@ -82,6 +84,7 @@ class Tasks:
         self._is_closing = False
         # Here, as TestClient has another event loop each time.
         self._more = asyncio.Condition()  # are waiting, or the service ends
+        self._checking = asyncio.Lock()  # a file, which takes many times its size when decoded
         self._changing = asyncio.Lock()  # a task's status
         self._adding = asyncio.Lock()  # a task that has a key
         # For what was begun before: the process may have ended with one of these.
@@ -90,6 +93,8 @@ class Tasks:
         life = asyncio.create_task(self._live(opened, closing))
         if not worker.is_served:
             await opened.wait()
+            if life.done():
+                life.result()
         try:
             yield
         finally:
@@ -109,6 +114,8 @@ class Tasks:
                 opened.set()
                 await self._serve(closing)
         except Exception:
+            if not self.service.worker.is_served:
+                raise
             logger.critical("The tasks cannot be kept in %s", self.table.folder, exc_info=True)
             self.service.worker.fail()
         finally:
@@ -141,7 +148,8 @@ class Tasks:
             raise NotReady("Starting: tasks.")
         webhook = choose_url(request.headers.get("webhook-url"))
         parsed = await self.parsers[path](request)
-        await asyncio.to_thread(parsed.decode)
+        async with self._checking:
+            await asyncio.to_thread(parsed.decode)
         headers = {name: request.headers[name] for name in HEADERS if name in request.headers}
         head = {"query": request.scope["query_string"].decode("latin-1"), "headers": headers}
         asked = Entry(head, await request.body())
@@ -179,6 +187,12 @@ class Tasks:
             self.waiting[record.id] = record.created
             self._more.notify()
         return record
+
+    def end_of(self, task_id: str) -> asyncio.Event:
+        """Return what is set when a task ends; to be held as long as somebody waits for it."""
+        event = self._ends.get(task_id) or asyncio.Event()
+        self._ends[task_id] = event
+        return event
 
     async def answer_to(self, task_id: str) -> Entry | None:
         """Return what a task was answered; None where it was not."""
@@ -289,6 +303,8 @@ class Tasks:
         record.status, record.ended = status, time.time()
         self.webhooks.announce(record)
         await self.table.save(record)
+        if event := self._ends.get(record.id):
+            event.set()
         logger.info("Task %s: %s", record.id, status)
 
     async def _sweep(self) -> None:
