@@ -468,6 +468,19 @@ class Receiver:
     messages: list[dict[str, Any]] = field(default_factory=list)
 
 
+def test_lost_file(project: Path, tmp_path: Path) -> None:
+    """A task whose file was damaged has failed, and says why; the others are answered."""
+    with started(project, tmp_path, TASK_CONCURRENCY="1") as service:
+        (project / "hang").touch()
+        ids = [accepted(service, 0, HANG), *(accepted(service, number) for number in range(1, 4))]
+        (tmp_path / f"tasks/files/{ids[1]}.request").unlink()
+        (tmp_path / f"tasks/files/{ids[2]}.request").write_bytes(b"\0" * 100)
+        (project / "hang").unlink()
+        tasks = [ended(service, task_id) for task_id in ids]
+        assert [task["status"] for task in tasks] == ["succeeded", "failed", "failed", "succeeded"]
+        assert tasks[1]["error"] == {"status": 500, "detail": "What this task asked is lost."}
+
+
 @contextmanager
 def receiver(*statuses: int) -> Iterator[Receiver]:
     """Run a server that takes webhooks."""
@@ -551,7 +564,7 @@ def test_webhook(project: Path, tmp_path: Path) -> None:
 
 def test_webhook_of_a_client(project: Path, tmp_path: Path) -> None:
     """Only hosts that the operator allows are told, and none that is not of the internet."""
-    env = {"WEBHOOK_SECRET": SECRET, "WEBHOOK_HOSTS": "localhost,127.0.0.1"}
+    env = {"WEBHOOK_SECRET": SECRET, "WEBHOOK_HOSTS": "*localhost,127.0.0.1"}
     with receiver() as listener:
         named = listener.url.replace("127.0.0.1", "localhost")
         with started(project, tmp_path, WEBHOOK_PAUSE_SECONDS="0.2", **env) as service:
@@ -563,7 +576,8 @@ def test_webhook_of_a_client(project: Path, tmp_path: Path) -> None:
             ):
                 refused = submit(service, 1, Webhook_URL=url)
                 assert (refused.status_code, "localhost" in refused.text) == (422, True)
-            for url in (named, listener.url):
+            long = f"http://{'a' * 70}.localhost/"  # no name that a host can have
+            for url in (named, listener.url, long):
                 task_id = accepted(service, 1, Webhook_URL=url)
                 wait_for(
                     partial(has_logged, service, f"Webhook of task {task_id}, attempt 2"),
