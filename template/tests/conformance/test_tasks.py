@@ -107,7 +107,9 @@ def test_ms_74_canceled(faked: Service, samples: Samples) -> None:
     for location in (waits, runs):
         assert faked.client.delete(location).json()["status"] == "canceled"
     faked.predict_works()
+    ended(faked, accepted(faked, samples.valid))  # which comes after them
     for location in (waits, runs):
+        assert faked.client.get(location).json()["status"] == "canceled"
         assert faked.client.delete(location).status_code == 409
         assert faked.client.get(f"{location}/result").status_code == 409
 

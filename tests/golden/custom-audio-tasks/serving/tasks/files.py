@@ -44,13 +44,12 @@ class Folder:
         sync_folder(self.path)
 
     def read(self, task_id: str, kind: str) -> Entry | None:
-        """Return an entry; None where there is none."""
+        """Return an entry; None where there is none, or what is there is no entry."""
         try:
-            content = self._path(task_id, kind).read_bytes()
-        except FileNotFoundError:
+            head, _, body = self._path(task_id, kind).read_bytes().partition(b"\n")
+            return Entry(json.loads(head), body)
+        except (FileNotFoundError, ValueError):
             return None
-        head, _, body = content.partition(b"\n")
-        return Entry(json.loads(head), body)
 
     def remove(self, task_id: str) -> None:
         """Remove all that is there of a task."""

@@ -2,14 +2,13 @@
 
 import asyncio
 import logging
-import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from serving.tasks.records import Record, Status
 
@@ -67,13 +66,16 @@ class Table:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Hold the file, as soon as no other process does: two would do each other's work."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
-            await acquire(lock.fileno())
+        with await self._run(self._open_lock) as lock:
+            await acquire(lock)
             self._connection = await self._run(self._connect)
             with closing(self._connection):
                 yield
                 await self._run(lambda: None)  # what is under way may end
+
+    def _open_lock(self) -> TextIO:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return (self.folder / "lock").open("w")
 
     def _connect(self) -> sqlite3.Connection:
         path = self.folder / "tasks.db"
@@ -128,8 +130,8 @@ class Table:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
 
-async def acquire(file: int) -> None:
-    """Take a lock, as soon as no other process has it."""
+async def acquire(file: TextIO) -> None:
+    """Take the lock of a file, as soon as no other process has it."""
     waits = False
     while True:
         try:
@@ -140,6 +142,4 @@ async def acquire(file: int) -> None:
             waits = True
             await asyncio.sleep(LOCK_SECONDS)
         else:
-            os.truncate(file, 0)
-            os.write(file, f"{os.getpid()}\n".encode())
             return
