@@ -301,11 +301,15 @@ class Authorizer:
 
         Raises Unauthorized, Forbidden and CannotAuthorize.
         """
-        if method in SAFE_METHODS:
+        if not self.guards(method, path):
             return
         caller = await self.identify(headers)
         if settings.pdp_url:
             await self._ask_policy(caller, method, path)
+
+    def guards(self, method: str, path: str) -> bool:
+        """Tell whether a request needs credentials."""
+        return method not in SAFE_METHODS
 
     async def identify(self, headers: list[tuple[bytes, bytes]]) -> Caller:
         """Return who asks. Raises Unauthorized and CannotAuthorize."""
@@ -375,9 +379,9 @@ def install_auth(app: FastAPI, authorizer: Authorizer) -> None:
     def openapi() -> dict[str, Any]:
         document = describe()
         document.setdefault("components", {})["securitySchemes"] = SCHEMES
-        for operations in document["paths"].values():
+        for path, operations in document["paths"].items():
             for method, operation in operations.items():
-                if method.upper() not in SAFE_METHODS:
+                if authorizer.guards(method.upper(), path):
                     operation["security"] = [{name: []} for name in SCHEMES]
                     for error in (Unauthorized, Forbidden):
                         operation["responses"][str(error.status)] = {"description": error.__doc__}

@@ -923,7 +923,7 @@ def test_ms_61_as_it_comes(model: Service, samples: Samples) -> None:
         assert not (model.folder / "part-2").exists()
     time.sleep(1)  # in which the service notices
     (model.folder / "resume").touch()
-    ask(model, samples.valid).raise_for_status()
+    model.wait_for(lambda: ask(model, samples.valid).is_success, "The model was not free again")
     assert not (model.folder / "part-2").exists()
 
 
