@@ -90,6 +90,15 @@ try:
 except OSError as error:
     print(type(error).__name__)
 """
+STREAMING = (
+    "    def predict(self",
+    """    def stream(self, item: Input[Params]) -> "Iterator[Output]":
+        for number in range(20):
+            yield Output(number=number, pid=os.getpid(), together=1)
+            time.sleep(0.1)
+
+    def predict(self""",
+)
 VERIFY = """
 import json, sys
 from standardwebhooks import Webhook
@@ -279,6 +288,19 @@ def test_cancel_with_isolation(tmp_path: Path) -> None:
         assert service.client.delete(f"{ROUTE}/{runs}").status_code == 200
         assert ended(service, accepted(service, 2))["status"] == "succeeded"
         assert "was killed" in service.log
+
+
+def test_streams_with_isolation(tmp_path: Path) -> None:
+    """A client that leaves a stream costs no process: the model goes on with the next request."""
+    project = make(tmp_path / "service", predictions="local", features=["isolation", "streaming"])
+    change(project / "inference.py", *STREAMING)
+    with started(project, tmp_path) as service:
+        first = post(service).json()["pid"]
+        for _ in range(3):
+            with service.client.stream("POST", "/infer/stream", json={}) as response:
+                next(response.iter_lines())
+            time.sleep(0.5)  # in which a call that is overdue would be killed
+        assert post(service).json()["pid"] == first
 
 
 def test_queues(project: Path, tmp_path: Path) -> None:

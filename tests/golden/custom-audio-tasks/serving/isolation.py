@@ -63,9 +63,12 @@ class IsolatedWorker(Worker):
         super()._tick()
 
     def _withdraw(self, call: Call) -> None:
-        """Take a call back; one that was canceled while it runs is past its deadline at once."""
+        """Take a call back; one that was canceled while it runs is past its deadline at once.
+
+        Unless it streams, for then it ends by itself.
+        """
         super()._withdraw(call)
-        if call.future.cancelled():
+        if type(call) is Call and call.future.cancelled():
             call.deadline = 0
 
     def _lose(self, error: ModelDied) -> None:
