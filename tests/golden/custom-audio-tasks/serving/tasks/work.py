@@ -123,7 +123,9 @@ class Tasks:
 
     async def _serve(self, closing: asyncio.Event) -> None:
         """Work on tasks until the service ends; what runs then has the time of a request."""
-        helpers = [asyncio.create_task(self._sweep()), asyncio.create_task(self.webhooks.deliver())]
+        helpers = [asyncio.create_task(self._sweep())]
+        if settings.webhook_secret:  # without one nobody is told
+            helpers.append(asyncio.create_task(self.webhooks.deliver()))
         hands = [asyncio.create_task(self._work()) for _ in range(settings.task_concurrency)]
         end = asyncio.create_task(closing.wait())
         await asyncio.wait([end, *helpers, *hands], return_when=asyncio.FIRST_COMPLETED)
@@ -320,8 +322,8 @@ class Tasks:
 
     async def _remove_ended(self, before: float) -> None:
         while expired := await self.table.ended_before(before, SWEEP_ROWS):
+            await self.table.remove([record.id for record in expired])
             for record in expired:
-                await self.table.remove(record.id)
                 await asyncio.to_thread(self.files.remove, record.id)
 
     async def _remove_orphans(self, before: float) -> None:
