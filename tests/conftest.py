@@ -3,7 +3,6 @@
 import os
 from collections import Counter, defaultdict
 from collections.abc import Generator
-from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -17,6 +16,26 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 STAGES = ("tree", "style", "types", "dependencies", "deployment", "answers")
 SLOWEST = 25  # files whose time is told
 AXES = ("preset", "model_type", "input_kind", "accelerator")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Note what a test's set-up and call, and the processes that they waited for, cost."""
+    item.user_properties.append(("processor_seconds", -processor_seconds()))
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """Add what has been spent since; pytest tells of it with the report of the tear-down."""
+    yield
+    name, begin = item.user_properties[0]
+    item.user_properties[0] = (name, processor_seconds() + float(str(begin)))
+
+
+def processor_seconds() -> float:
+    """Return the time that this process, and those it has waited for, spent on a processor."""
+    return sum(os.times()[:4])
 
 
 @pytest.hookimpl(wrapper=True)
@@ -45,16 +64,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def summarize_time(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how long the tests of each file took, all workers together, the longest first."""
-    seconds: defaultdict[str, float] = defaultdict(float)
+    """Print what the tests of each file took, all workers together, the dearest first."""
+    waited: defaultdict[str, float] = defaultdict(float)
+    spent: defaultdict[str, float] = defaultdict(float)
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
-                seconds[report.nodeid.partition("::")[0]] += report.duration
-    if len(seconds) > 1:
+                file = report.nodeid.partition("::")[0]
+                waited[file] += report.duration
+                if report.when == "teardown":
+                    properties: dict[str, Any] = dict(report.user_properties)
+                    spent[file] += properties["processor_seconds"]
+    if len(waited) > 1:
         terminalreporter.section("time by file")
-        for file, spent in sorted(seconds.items(), key=itemgetter(1), reverse=True)[:SLOWEST]:
-            terminalreporter.write_line(f"{spent:7.0f} s  {file}")
+        terminalreporter.write_line("on a processor    in all")
+        for file in sorted(waited, key=lambda file: spent[file], reverse=True)[:SLOWEST]:
+            terminalreporter.write_line(f"{spent[file]:12.0f} s  {waited[file]:6.0f} s  {file}")
+        terminalreporter.write_line(f"{sum(spent.values()):12.0f} s  {sum(waited.values()):6.0f} s")
 
 
 def summarize_mutants(terminalreporter: pytest.TerminalReporter) -> None:

@@ -359,16 +359,20 @@ def test_killed_at_any_time(project: Path, tmp_path: Path) -> None:
 
 def test_poison(project: Path, tmp_path: Path) -> None:
     """A task that ends the process is given up at last; those beside it are answered."""
+    now = project / "now"  # before it is there, a service has not ended and is seen to start
     poison, ids = "", []
     for _ in range(3):
         with started(project, tmp_path) as service:
             if not poison:
                 (project / "hang").touch()
                 ids = [accepted(service, number, HANG) for number in range(2)]
-                poison = accepted(service, 2, "os._exit(9)")
+                wait = "while not os.path.exists('now'): time.sleep(0.02)"
+                poison = accepted(service, 2, f"{wait}\nos._exit(9)")
                 ids += [accepted(service, number) for number in (3, 4)]
-            (project / "hang").unlink(missing_ok=True)
+                (project / "hang").unlink()
+            now.touch()
             service.process.wait(WAIT_SECONDS)
+            now.unlink()
     with started(project, tmp_path) as service:
         assert [ended(service, task_id)["status"] for task_id in ids] == ["succeeded"] * 4
         task = ended(service, poison)

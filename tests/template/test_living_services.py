@@ -394,7 +394,7 @@ def test_file_of_the_same_name(start: Start) -> None:
     update(living.project)
     assert conflicts(living.project) == [NEW_IN_2]
     text = (living.project / NEW_IN_2).read_text(encoding="utf-8")
-    assert text.index("secrets\n") < text.index("=======\n") < text.index("k8s.yaml\n")
+    assert text.index("secrets\n") < text.index("=======\n") < text.index("k8s*.yaml\n")
     assert f"Solve the conflicts of the update in {NEW_IN_2}: " in (
         own_tests(living.project, *CHECK).stdout
     )

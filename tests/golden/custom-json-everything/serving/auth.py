@@ -301,15 +301,11 @@ class Authorizer:
 
         Raises Unauthorized, Forbidden and CannotAuthorize.
         """
-        if not self.guards(method, path):
+        if method in SAFE_METHODS:
             return
         caller = await self.identify(headers)
         if settings.pdp_url:
             await self._ask_policy(caller, method, path)
-
-    def guards(self, method: str, path: str) -> bool:
-        """Tell whether a request needs credentials."""
-        return method not in SAFE_METHODS
 
     async def identify(self, headers: list[tuple[bytes, bytes]]) -> Caller:
         """Return who asks. Raises Unauthorized and CannotAuthorize."""
@@ -379,9 +375,9 @@ def install_auth(app: FastAPI, authorizer: Authorizer) -> None:
     def openapi() -> dict[str, Any]:
         document = describe()
         document.setdefault("components", {})["securitySchemes"] = SCHEMES
-        for path, operations in document["paths"].items():
+        for operations in document["paths"].values():
             for method, operation in operations.items():
-                if authorizer.guards(method.upper(), path):
+                if method.upper() not in SAFE_METHODS:
                     operation["security"] = [{name: []} for name in SCHEMES]
                     for error in (Unauthorized, Forbidden):
                         operation["responses"][str(error.status)] = {"description": error.__doc__}
