@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.support import suites
+
 # As in the Makefile: else each start of a service would compile what it imports anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Workers share the cores. Where a framework's threads have to wait for one another, they burn them:
@@ -34,8 +36,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def processor_seconds() -> float:
-    """Return the time that this process, and those it has waited for, spent on a processor."""
-    return sum(os.times()[:4])
+    """Return the time that this process, and those that have ended, spent on a processor."""
+    return sum(os.times()[:4]) + sum(suites.processor_seconds)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,8 +1,9 @@
 """Forks one process for each run of a service's own tests; `suites.py` starts it.
 
 It runs on the service's interpreter, and has imported what all such runs import. Each line that it
-reads is a run: folder, arguments, environment, where its output goes, and which of its services are
-forked as well: "none", "fake" ones, or "all". It prints the exit status.
+reads is a run: folder, arguments, environment, where its output goes, and which of its services
+are forked as well: "none", "fake" ones, or "all". It prints the exit status, and the seconds that
+the run and its processes spent on a processor.
 """
 
 import gc
@@ -15,7 +16,9 @@ import sys
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from multiprocessing import get_context
+from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -78,22 +81,56 @@ def serve(what: str, folder: Path, env: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(env)
     if what == "fake":
-        import_module("conformance.fake_model")._serve(folder, env)  # noqa: SLF001
+        serve_fake(folder, env)
     else:
         sys.argv = [f"{own}/{what}"]
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def drop_sockets() -> None:
-    """Let go of the connections of the tests' clients: here they would stay open when these leave.
+def serve_fake(folder: Path, env: dict[str, str]) -> None:
+    """Run the service with a fake model; with isolation, that is forked from the service, too.
+
+    So no framework is imported for a model that uses none. How the process starts for a model that
+    is one is seen where the service's own tests start it.
+    """
+    fake_model = import_module("conformance.fake_model")
+    run_code = fake_model.run
+
+    def run_code_then_fork(name: str, **names: object) -> None:
+        run_code(name, **names)
+        if name == "start.py" and find_spec("serving.isolation"):
+            vars(import_module("serving.isolation"))["context"] = ForksModel()
+
+    vars(fake_model)["run"] = run_code_then_fork
+    fake_model._serve(folder, env)  # noqa: SLF001
+
+
+class ModelFork(ForkProcess):
+    """The model's process, which gets no connection of the service but its own."""
+
+    def run(self) -> None:
+        """Answer the service."""
+        drop_sockets(but=vars(self)["_args"][0].fileno())
+        super().run()
+
+
+class ForksModel(ForkContext):
+    """Starts it."""
+
+    Process = ModelFork
+
+
+def drop_sockets(but: int = -1) -> None:
+    """Let go of others' connections, but for one: here they would stay open when these leave.
 
     Their numbers stay taken, as objects that are here as well may close them some time.
     """
     nothing = os.open(os.devnull, os.O_RDWR)
     for entry in Path("/dev/fd").iterdir():
         with suppress(OSError):  # that of the listing itself
-            if stat.S_ISSOCK(os.fstat(int(entry.name)).st_mode):
-                os.dup2(nothing, int(entry.name))
+            number = int(entry.name)
+            if number != but and stat.S_ISSOCK(os.fstat(number).st_mode):
+                os.dup2(nothing, number)
 
 
 def run(folder: str, arguments: list[str], env: dict[str, str], output: str, forks: str) -> int:
@@ -114,5 +151,6 @@ for line in sys.stdin:
     process = os.fork()
     if not process:
         sys.exit(run(**json.loads(line)))
-    _, status = os.waitpid(process, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
+    _, status, usage = os.wait4(process, 0)
+    spent = usage.ru_utime + usage.ru_stime
+    print(os.waitstatus_to_exitcode(status), f"{spent:.2f}", flush=True)
