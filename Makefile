@@ -2,6 +2,7 @@
 PYTHON ?= python3
 WORKERS ?= 5
 PRESET ?= rapidocr
+PREDICTIONS ?= none
 SECONDS ?= 3
 REPEATS ?= 3
 VENV := .venv/bin
@@ -15,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test golden docs bench release clean
 
 demo:
-	@$(PYTHON) tools/demo.py '$(PRESET)'
+	@$(PYTHON) tools/demo.py '$(PRESET)' '$(PREDICTIONS)'
 
 test: .venv/complete
 	$(VENV)/ruff format --check .

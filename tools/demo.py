@@ -1,5 +1,8 @@
 """Render a preset's service, run it, and ask it something: `make demo PRESET=rapidocr`.
 
+With PREDICTIONS=local it is asked to answer later, and killed while it works: the answer comes from
+the next start.
+
 It needs Python 3.11 or newer and a package index; everything that it makes lies in .demo/.
 """
 
@@ -22,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +44,8 @@ BOXES = DEMO / "page-with-boxes.png"
 LOG = DEMO / "service.log"
 
 TOOLS_PYTHON = TOOLS / "bin/python"
-STEPS = 6
+PREDICTIONS = ("none", "local")
+STEPS = count(1)
 READY_SECONDS = 120
 STOP_SECONDS = 30
 LOG_LINES = 15
@@ -139,31 +144,35 @@ class Failure(Exception):  # noqa: N818 -- the program is not in error
         self.output = "\n".join(output.rstrip().splitlines()[-LOG_LINES:])
 
 
-def main(preset: str) -> None:
+def main(preset: str, predictions: str = "none") -> None:
     """Do it all, step by step, and print what the service answered."""
     if preset not in DEMOS:
         raise Failure(f"There is no preset '{preset}': use PRESET={', '.join(DEMOS)}.")
+    if predictions not in PREDICTIONS:
+        raise Failure(f"It is PREDICTIONS={' or '.join(PREDICTIONS)}, not '{predictions}'.")
     demo = DEMOS[preset]
     start = time.perf_counter()
     DEMO.mkdir(exist_ok=True)
-    with step(1, "Setting up uv and copier"):
+    with step("Setting up uv and copier"):
         set_up_tools()
-    with step(2, f"Rendering a service of {preset}"):
-        render(demo)
-    with step(3, "Installing the service's packages"):
+    with step(f"Rendering a service of {preset}"):
+        render(demo, predictions)
+    with step("Installing the service's packages"):
         install(demo)
         if demo.file == PAGE:
             fetch_page()
         if demo.file == NOISY:
             add_noise(demo.service / "example-speech.wav")
+    question = question_of(demo)
+    task = submit_and_kill(demo, question) if predictions == "local" else None
     port = free_port()
     with service_on(port, demo) as service:
-        with step(4, "Starting the service"):
+        with step("Starting the service again" if task else "Starting the service"):
             wait_until_ready(service, port)
-        with step(5, "Asking it"):
-            question = question_of(demo)
-            answer = ask(port, demo, question)
-        with step(6, "Stopping the service"):
+        with step("Waiting for the answer" if task else "Asking it"):
+            body = wait_for(port, task) if task else ask(port, demo, question)
+            answer = keep(demo, question, body)
+        with step("Stopping the service"):
             status = stop(service)
             if status != 0:
                 raise Failure(f"The service exited with {status}, not 0. {ALL_OF_IT}", log())
@@ -184,7 +193,7 @@ def set_up_tools() -> None:
     complete.touch()
 
 
-def render(demo: Demo) -> None:
+def render(demo: Demo, predictions: str) -> None:
     """Render the template as it stands; of an earlier demo, only the packages are kept."""
     shutil.rmtree(TEMPLATE, ignore_errors=True)
     caches = shutil.ignore_patterns("__pycache__", ".*_cache")
@@ -198,6 +207,7 @@ def render(demo: Demo) -> None:
         elif old.is_dir() and old.name != ".venv":
             shutil.rmtree(old)
     answers = [f"project_name={demo.name}", f"preset={demo.preset}", "accelerator=cpu"]
+    answers.append(f"predictions={predictions}")
     options = [argument for answer in answers for argument in ("-d", answer)]
     run(
         [TOOLS_PYTHON, "-m", "copier", "copy", "--defaults", *options, TEMPLATE, demo.service],
@@ -337,19 +347,53 @@ def question_of(demo: Demo) -> Any:
     return example
 
 
-def ask(port: int, demo: Demo, question: Any) -> Any:
-    """Post the question, keep the answer, and draw its boxes on the picture."""
-    if "file" in question:
-        content_type, body = form(question)
-    else:
-        content_type, body = "application/json", json.dumps(question).encode()
-    headers = {"Content-Type": content_type, "Accept": "application/json"}
+def ask(port: int, demo: Demo, question: Any) -> bytes:
+    """Post the question, and return the answer."""
+    return told(port, "POST", demo.route, question, expected=HTTPStatus.OK)
+
+
+def submit_and_kill(demo: Demo, question: Any) -> str:
+    """Have a service accept the question, to be answered later, kill it, and return the task."""
+    port = free_port()
+    with service_on(port, demo) as service:
+        with step("Starting the service"):
+            wait_until_ready(service, port)
+        with step("Sending a task, and killing the service"):
+            path = f"{demo.route}/tasks"
+            accepted = told(port, "POST", path, question, expected=HTTPStatus.ACCEPTED)
+            task = f"{path}/{json.loads(accepted)['id']}"
+            while json.loads(told(port, "GET", task))["status"] == "queued":
+                time.sleep(0.01)
+            service.kill()
+            service.wait()
+    return task
+
+
+def wait_for(port: int, task: str) -> bytes:
+    """Return what the task has been answered with."""
+    return told(port, "GET", f"{task}/result?wait=60")
+
+
+def told(
+    port: int, method: str, path: str, question: Any = None, *, expected: int = HTTPStatus.OK
+) -> bytes:
+    """Return what the service answers with, which has to be with this status."""
+    headers, body = {"Accept": "application/json"}, None
+    if question and "file" in question:
+        headers["Content-Type"], body = form(question)
+    elif question:
+        headers["Content-Type"], body = "application/json", json.dumps(question).encode()
     try:
-        status, answer = request(port, "POST", demo.route, body, headers)
+        status, answer = request(port, method, path, body, headers)
     except (OSError, HTTPException) as error:
         raise Failure(f"The service did not answer ({error!r}). {ALL_OF_IT}", log()) from error
-    if status != HTTPStatus.OK:
-        raise Failure(f"The service answered {status}, not 200: {answer.decode()}", log())
+    if status != expected:
+        raise Failure(f"The service answered {status}, not {expected}: {answer.decode()}", log())
+    return answer
+
+
+def keep(demo: Demo, question: Any, answer: bytes) -> Any:
+    """Keep the answer, draw its boxes on the picture, and return what it says."""
     ANSWER.write_bytes(answer)
     if demo.has_boxes:
         script = Path(__file__).with_name("demo_boxes.py")
@@ -411,9 +455,9 @@ Start the service again, and ask it from another terminal:
 
 
 @contextmanager
-def step(number: int, title: str) -> Iterator[None]:
+def step(title: str) -> Iterator[None]:
     """Say what is being done, and how long it took."""
-    print(f"{dim(f'[{number}/{STEPS}]')} {title + ' …':<40}", end="", flush=True)
+    print(f"{dim(f'{next(STEPS)}.')} {title + ' …':<43}", end="", flush=True)
     start = time.perf_counter()
     try:
         yield

@@ -31,10 +31,10 @@ def copy_checkout(target: Path) -> Path:
     return target
 
 
-def start(checkout: Path, preset: str = "rapidocr", **environ: str) -> subprocess.Popen[str]:
-    """Start the demo of a preset in this checkout."""
+def start(checkout: Path, *arguments: str, **environ: str) -> subprocess.Popen[str]:
+    """Start the demo in this checkout."""
     return subprocess.Popen(
-        [sys.executable, checkout / "tools/demo.py", preset],
+        [sys.executable, checkout / "tools/demo.py", *(arguments or ["rapidocr"])],
         env={**os.environ, **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -86,6 +86,17 @@ def test_another_preset(checkout: Path) -> None:
     assert status == 0, output + errors
     assert "setosa" in output
     assert errors == ""
+
+
+def test_answer_of_a_service_that_was_killed(checkout: Path) -> None:
+    """The service is killed while it reads the page, and its text is there after the next start."""
+    status, output, errors = finish(start(checkout, "rapidocr", "local"), checkout)
+    assert status == 0, output + errors
+    assert output.index("killing the service") < output.index("Starting the service again")
+    for line in KNOWN_LINES:
+        assert line in output
+    log = (checkout / ".demo/service.log").read_text()
+    assert "begins, attempt 2" in log
 
 
 def test_answer_that_is_a_file(checkout: Path) -> None:
