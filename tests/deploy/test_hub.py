@@ -21,7 +21,7 @@ NAMES = ["transformers-json-cpu", "minilm-cpu", "ggml-json-cpu", "ggml-audio-cpu
 )
 def test_no_hub(variant: Variant, tmp_path: Path) -> None:
     """The service ends by itself, and one line of its log says why: no traceback, no retries."""
-    project = render(tmp_path / "service", variant.answers)
+    project = render(tmp_path / "service", variant.answers | {"auth": "none"})
     with socket.socket() as closed, held_port() as port, held_port() as grpc_port:
         closed.bind(("127.0.0.1", 0))  # bound, but nobody listens: a connection is refused
         env = os.environ | {
