@@ -15,7 +15,7 @@ MAX_LINES = {"bare": 1742, "default": 1960}
 EVERYTHING = {"features": list(FEATURES), "contracts": list(CONTRACTS), "auth": "jwt"}
 MAX_TAGS = 40
 MAX_LINES_OF_MAIN = 120
-MAX_FUNCTIONS, MAX_FILES = 56, 11
+MAX_FUNCTIONS, MAX_FILES = 54, 11
 # Sends a request, and the same again while all functions of the project that it calls are noted.
 TRACE = """
 import json, sys, threading
@@ -25,11 +25,15 @@ sys.path.insert(0, ".")
 from main import app
 
 found = set()
+# The watch of the worker goes on beside any request.
+watch = {"Worker._is_overdue", "Worker._tick", "Worker._watch"}
 
 def note(frame, event, argument):
     file = Path(frame.f_code.co_filename)
-    if event == "call" and file.is_relative_to(Path.cwd()) and file.name != "inference.py":
-        found.add((file.name, frame.f_code.co_qualname))
+    name = frame.f_code.co_qualname
+    is_ours = file.is_relative_to(Path.cwd()) and file.name != "inference.py"
+    if event == "call" and is_ours and name not in watch:
+        found.add((file.name, name))
 
 with TestClient(app) as client:
     files = {"file": Path("example.png").read_bytes()}
