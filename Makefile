@@ -5,6 +5,8 @@ PRESET ?= rapidocr
 PREDICTIONS ?= none
 SECONDS ?= 3
 REPEATS ?= 3
+TASKS ?= 200
+OUTAGE ?= 30
 VENV := .venv/bin
 GATE = make test
 # With 1 a test that is skipped is one that failed: nothing that it needs may be missing.
@@ -13,7 +15,7 @@ REQUIRE_ALL ?=
 # Where it is set, each of the thousands of starts in the tests would compile what it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test golden docs bench release clean
+.PHONY: demo test golden docs bench trials release clean
 
 demo:
 	@$(PYTHON) tools/demo.py '$(PRESET)' '$(PREDICTIONS)'
@@ -35,6 +37,9 @@ docs: .venv/complete
 
 bench: .venv/complete
 	@$(VENV)/python -m benchmarks.bench --only '$(ONLY)' --subjects '$(SUBJECTS)' --seconds '$(SECONDS)' --repeats '$(REPEATS)'
+
+trials: .venv/complete
+	@$(VENV)/python -m benchmarks.trials --tasks '$(TASKS)' --outage '$(OUTAGE)'
 
 release:
 	@$(PYTHON) tools/release.py '$(VERSION)' --gate '$(GATE)' $(if $(CHECK),--dry-run)
