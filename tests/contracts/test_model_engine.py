@@ -21,6 +21,9 @@ from tests.support.slow_service import document as slow_document
 from tests.support.updating import put_model, python
 from tests.support.variants import choices, table
 
+# Together, for they share services.
+pytestmark = pytest.mark.xdist_group("model-engine")
+
 # What the API server adds to the fields of a request, which are under "args".
 ENVELOPE = {
     "url": None,

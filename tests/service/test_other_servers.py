@@ -15,6 +15,9 @@ from tests.support.rendering import render
 from tests.support.updating import put_model, python
 from tests.support.variants import ROOT
 
+# Together, for they share services.
+pytestmark = pytest.mark.xdist_group("other-servers")
+
 PAGE = ROOT / "docs/how-to/other-servers.md"
 SUBJECTS = ROOT / "tests/support/subjects"
 WORDS = ["Good", " day", ", Ann\u2028a", "."]  # chat_server.py says them

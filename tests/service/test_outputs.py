@@ -26,6 +26,9 @@ from tests.support.openapi import export, validate
 from tests.support.rendering import render
 from tests.support.updating import own_tests, put_model, python
 
+# Together, for they share services.
+pytestmark = pytest.mark.xdist_group("outputs")
+
 # Answers with what a request's script makes.
 STUDIO = '''"""Makes what a request says."""
 

@@ -19,6 +19,9 @@ from tests.support.rendering import render
 from tests.support.updating import change, put_model, python
 from tests.support.variants import ROOT
 
+# Together, for they share services.
+pytestmark = pytest.mark.xdist_group("pictures")
+
 CASES = ROOT / "tests" / "support" / "cases" / "image"
 # A model that tells what it got.
 MODEL = '''"""Tells what it got."""

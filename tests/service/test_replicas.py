@@ -16,6 +16,9 @@ from tests.support.live import START_SECONDS, Live, is_alive, live, wait_for
 from tests.support.rendering import render
 from tests.support.updating import change, python
 
+# Together, for they share services.
+pytestmark = pytest.mark.xdist_group("replicas")
+
 wait = partial(wait_for, seconds=START_SECONDS)
 
 # /health tells which process answers, and a load takes a while.

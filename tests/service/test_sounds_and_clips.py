@@ -20,6 +20,9 @@ from tests.support.rendering import render
 from tests.support.updating import python
 from tests.support.variants import ROOT
 
+# Together, for they share services.
+pytestmark = pytest.mark.xdist_group("sounds-and-clips")
+
 CASES = ROOT / "tests" / "support" / "cases"
 WARNING = "X-Input-Warning"
 
