@@ -47,6 +47,31 @@ def test_a_call_past_its_deadline_is_killed(project: Path, tmp_path: Path) -> No
         assert "model_worker_restarts_total 1.0" in service.client.get("/metrics").text
 
 
+# Sent after 1.85 s, takes 0.45 s to read, and leaves folders that take as long to remove.
+SLOW_ERROR = """
+import tempfile
+
+class SlowError(Exception):
+    def __reduce__(self):
+        return time.sleep, (0.45,)
+
+begin = time.monotonic()
+for number in range(250):
+    os.mkdir(f"{tempfile.gettempdir()}/{number}")
+time.sleep(max(0, begin + 1.4 - time.monotonic()))
+raise SlowError
+"""
+
+
+def test_a_kill_that_comes_too_late(project: Path, tmp_path: Path) -> None:
+    """Where a call has ended as it is killed, the next does not go to the process that dies."""
+    with running(project, tmp_path / "log", INFER_TIMEOUT_SECONDS="2") as service:
+        for _ in range(2):
+            assert post(service, 1, SLOW_ERROR).status_code == 504
+            following = post(service, 2)  # which waits for as long as the model is loaded again
+            assert following.status_code in (200, 504), following.text
+
+
 @pytest.mark.parametrize(
     ("orders", "status", "logged"),
     [

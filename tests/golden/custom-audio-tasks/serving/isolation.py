@@ -59,7 +59,7 @@ class IsolatedWorker(Worker):
         """Kill the process of a call that is past its deadline."""
         with self._changed:  # so that it is not the next one that is killed
             if self._is_overdue():
-                self._process.kill()
+                self._lost = self._process.kill()
         super()._tick()
 
     def _withdraw(self, call: Call) -> None:
@@ -87,6 +87,7 @@ class IsolatedWorker(Worker):
             try:
                 return super()._next()
             except ModelDied as error:
+                self._process.wait()
                 self._reload(error)
 
     def _answer(self, calls: list[Call]) -> None:
@@ -165,10 +166,15 @@ class ModelProcess(Runner):
         answers: list[Any] = self._receive()
         return answers
 
-    def kill(self) -> None:
-        """End the process at once, with the call that it is in."""
+    def kill(self) -> ModelDied:
+        """End the process at once, with the call that it is in, unless that has just ended."""
         self._killed = True
         self._process.kill()
+        return self._death()
+
+    def wait(self) -> None:
+        """Wait until the process has ended, and whoever wants to know has been told."""
+        self._ended.wait()
 
     def close(self) -> None:
         """Let the process release the model and end; kill it if it does not."""
