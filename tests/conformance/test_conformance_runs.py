@@ -13,7 +13,6 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.support.environments import run
 from tests.support.live import live
 from tests.support.rendering import render
 from tests.support.updating import change, own_tests, python
@@ -132,7 +131,6 @@ def test_the_source_documents_own_code(project: Path) -> None:
     shutil.rmtree(project / "serving")
     for name in ("main.py", "inference.py", "device.py"):
         shutil.copy(SUBJECTS / "seed_code" / name, project)
-    run([python(), "-c", "import main"], cwd=project)  # the first time, it may take longer
     conformance(project, patience="20")
     rows: list[Any] = re.findall(
         r"^\| MS-(\d+) \| (.+?) \|",

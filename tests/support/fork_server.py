@@ -16,7 +16,6 @@ import sys
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from multiprocessing import get_context
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.process import BaseProcess
@@ -98,7 +97,7 @@ def serve_fake(folder: Path, env: dict[str, str]) -> None:
 
     def run_code_then_fork(name: str, **names: object) -> None:
         run_code(name, **names)
-        if name == "start.py" and find_spec("serving.isolation"):
+        if name == "start.py" and Path("serving/isolation.py").exists():
             vars(import_module("serving.isolation"))["context"] = ForksModel()
 
     vars(fake_model)["run"] = run_code_then_fork
