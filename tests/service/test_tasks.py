@@ -279,6 +279,18 @@ def test_cancel(project: Path, tmp_path: Path) -> None:
             assert service.client.delete(f"{ROUTE}/{task_id}").status_code == 409
 
 
+def test_out_of_memory(project: Path, tmp_path: Path) -> None:
+    """A task that runs out of memory is begun again, a few times, and tells each of them."""
+    once = "if not os.path.exists('once'): open('once', 'w').close(); raise MemoryError"
+    with started(project, tmp_path) as service:
+        again = ended(service, accepted(service, 1, once))
+        assert (again["status"], again["attempts"]) == ("succeeded", 2)
+        never = ended(service, accepted(service, 2, "raise MemoryError"))
+        assert (never["status"], never["attempts"]) == ("failed", 3)
+        assert (never["error"]["status"], never["error"]["detail"]) == (503, "Out of memory.")
+        assert calls(project) == [[1]] * 2 + [[2]] * 3
+
+
 def test_cancel_with_isolation(tmp_path: Path) -> None:
     """The call itself is killed, and the next one is answered."""
     project = make(tmp_path / "service", predictions="local", features=["isolation"])
@@ -377,7 +389,7 @@ def test_poison(project: Path, tmp_path: Path) -> None:
         assert [ended(service, task_id)["status"] for task_id in ids] == ["succeeded"] * 4
         task = ended(service, poison)
         assert (task["status"], task["attempts"]) == ("failed", 3)
-        assert "ended 3 times" in task["error"]["detail"]
+        assert task["error"]["detail"].startswith("Begun 3 times;")
 
 
 def test_stopped(project: Path, tmp_path: Path) -> None:

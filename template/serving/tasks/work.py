@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 PART = "tasks"  # of what has to be there before requests should come
 ERRORS, INTERNAL_ERROR, UNAVAILABLE = 400, 500, 503
-MAX_OUT_OF_MEMORY = 3  # times
 RETRY_SECONDS = 5
 SWEEP_SECONDS = 60
 SWEEP_ROWS = 200  # at a time
@@ -235,7 +234,7 @@ class Tasks:
     async def _do(self, record: Record) -> None:
         answer = await insist(partial(self.answer_to, record.id))
         if not answer and record.attempts >= settings.task_attempts:
-            answer = failure(f"The service ended {record.attempts} times during this task.")
+            answer = failure(f"Begun {record.attempts} times; the last time the service ended.")
         answer = answer or await self._run(record.id)
         if answer:
             await insist(partial(self._end, record.id, answer))
@@ -262,11 +261,11 @@ class Tasks:
             record.attempts += 1
             record.started = record.started or time.time()
             await self.table.save(record)
+            logger.info("Task %s begins, attempt %d", record.id, record.attempts)
             return record
 
     async def _ask(self, record: Record, asked: Entry) -> Entry:
         """Have the service answer, as soon as it can."""
-        logger.info("Task %s begins, attempt %d", record.id, record.attempts)
         headers = asked.head["headers"].items()
         scope: Scope = {
             "type": "http",
@@ -276,7 +275,6 @@ class Tasks:
             "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers],
             "route": None,  # whose errors would have a form of their own
         }
-        attempts = 0
         while True:
             try:
                 with Body(Source(asked.body)) as body:
@@ -284,12 +282,14 @@ class Tasks:
                     request = Request(scope, body.receive)
                     return keep(await self.service.answer(request, self.parsers[record.path]))
             except Exception as error:  # noqa: BLE001 -- whatever it is, it is the answer
-                attempts += isinstance(error, OutOfMemory)
+                is_begun = isinstance(error, OutOfMemory)
                 passes = getattr(error, "status_code", None) == UNAVAILABLE
-                if not passes or attempts == MAX_OUT_OF_MEMORY:
+                if not passes or (is_begun and record.attempts >= settings.task_attempts):
                     return keep(respond(error, scope))
                 pause = getattr(error, "retry_after", None) or 1
             await asyncio.sleep(pause)
+            if is_begun:
+                record = await insist(partial(self._begin, record.id)) or record
 
     async def _end(self, task_id: str, answer: Entry) -> None:
         """Write down the answer, then that there is one."""

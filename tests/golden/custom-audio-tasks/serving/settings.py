@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     task_concurrency: PositiveInt = 4
     """Tasks that are at the model at once, or wait for it beside other requests."""
     task_attempts: PositiveInt = 3
-    """How often a task is begun that the process ends with; then it has failed."""
+    """How often a task is begun that ends the process or the memory; then it has failed."""
     result_ttl_hours: PositiveFloat = 24
     """How long tasks are there after they have ended, and their answers."""
     webhook_url: str = ""
