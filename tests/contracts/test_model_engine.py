@@ -294,7 +294,7 @@ def test_errors_are_json(service: Live) -> None:
 def test_probes_are_quiet(service: Live) -> None:
     """The forwarder and Kubernetes ask for /readyz all the time, so it is not in the log."""
     Forwarder(service).wait()
-    assert "/readyz" not in service.log
+    assert "/readyz 200" not in service.log
 
 
 def test_full(tmp_path: Path) -> None:
