@@ -57,7 +57,7 @@ def test_overload(folder: Path, tmp_path: Path) -> None:
                 time.sleep(0.05)
             statuses: Counter[int] = sum((client.result() for client in crowd), Counter())
         assert set(statuses) == {200, 503}
-        assert statuses[503] > statuses[200] > MAX_QUEUE_SIZE
+        assert min(statuses[200], statuses[503]) > MAX_QUEUE_SIZE
         assert resident_mb(service) - before < MAX_GROWTH_MB
         assert ask(service.url).status_code == 200
 
