@@ -406,7 +406,7 @@ def test_stopped(project: Path, tmp_path: Path) -> None:
     with started(project, tmp_path) as service:
         tasks = [ended(service, task_id) for task_id in ids]
         assert [(task["status"], task["attempts"]) for task in tasks] == [("succeeded", 1)] * 3
-        assert calls(project) == [[1], [2]]
+        assert sorted(calls(project)) == [[1], [2]]  # several are asked at once
 
 
 def test_two_processes(project: Path, tmp_path: Path) -> None:
