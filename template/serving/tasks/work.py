@@ -289,7 +289,8 @@ class Tasks:
                 pause = getattr(error, "retry_after", None) or 1
             await asyncio.sleep(pause)
             if is_begun:
-                record = await insist(partial(self._begin, record.id)) or record
+                begun = await insist(partial(self._begin, record.id))
+                record = begun or record
 
     async def _end(self, task_id: str, answer: Entry) -> None:
         """Write down the answer, then that there is one."""
