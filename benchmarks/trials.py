@@ -151,10 +151,7 @@ class Subject:
 
     def _supervise(self) -> None:
         while not self._closing.wait(0.05):
-            with suppress(OSError):
-                status = Path(f"/proc/{self.service.process.pid}/status").read_text("utf-8")
-                peak = [line.split()[1] for line in status.splitlines() if "VmHWM" in line]
-                self.memory = max([self.memory, *(1024 * int(kilobytes) for kilobytes in peak)])
+            self.memory = max(self.memory, self.service.peak_bytes)
             if self.service.process.poll() is not None:
                 self.service = self._start()
 
@@ -169,28 +166,20 @@ class Trial(NamedTuple):
     has_clock: bool = False  # of its own
 
 
-def kill(subject: Subject, _outage: float) -> None:
-    """Kill it five times."""
-    for _ in subject.moments(5):
-        subject.kill()
+def repeatedly(number: int, act: Callable[[Subject], None]) -> Callable[[Subject, float], None]:
+    """Return what does this so many times."""
+
+    def disturb(subject: Subject, _outage: float) -> None:
+        for _ in subject.moments(number):
+            act(subject)
+
+    return disturb
 
 
-def stop(subject: Subject, _outage: float) -> None:
-    """Have it end by itself five times."""
-    for _ in subject.moments(5):
-        subject.stop()
-
-
-def roll_out(subject: Subject, _outage: float) -> None:
-    """Replace it twice."""
-    for _ in subject.moments(2):
-        subject.roll_out()
-
-
-def kill_model(subject: Subject, _outage: float) -> None:
-    """Kill the model five times."""
-    for _ in subject.moments(5):
-        subject.kill_model()
+kill = repeatedly(5, Subject.kill)
+stop = repeatedly(5, Subject.stop)
+kill_model = repeatedly(5, Subject.kill_model)
+roll_out = repeatedly(2, Subject.roll_out)
 
 
 def fill_disk(subject: Subject, outage: float) -> None:

@@ -16,23 +16,22 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 STAGES = ("tree", "style", "types", "dependencies", "deployment", "answers")
+BEGIN = pytest.StashKey[float]()  # of a test, in seconds on a processor
 SLOWEST = 25  # files whose time is told
 AXES = ("preset", "model_type", "input_kind", "accelerator")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Note what a test's set-up and call, and the processes that they waited for, cost."""
-    item.user_properties.append(("processor_seconds", -processor_seconds()))
-    return (yield)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note when a test begins, before its fixtures are made."""
+    item.stash[BEGIN] = processor_seconds()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
-    """Add what has been spent since; pytest tells of it with the report of the tear-down."""
+    """Tell with the report of the tear-down what the test cost, and what it waited for."""
     yield
-    name, begin = item.user_properties[0]
-    item.user_properties[0] = (name, processor_seconds() + float(str(begin)))
+    item.user_properties.append(("processor_seconds", processor_seconds() - item.stash[BEGIN]))
 
 
 def processor_seconds() -> float:

@@ -48,6 +48,7 @@ PREDICTIONS = ("none", "local")
 STEPS = count(1)
 READY_SECONDS = 120
 STOP_SECONDS = 30
+ASK_SECONDS, WAIT_SECONDS = 60, 50  # for a response; for a task, which is one
 LOG_LINES = 15
 NOISE = 600  # of 32767
 ALL_OF_IT = "The end of its log is above, all of it in .demo/service.log."
@@ -170,7 +171,10 @@ def main(preset: str, predictions: str = "none") -> None:
         with step("Starting the service again" if task else "Starting the service"):
             wait_until_ready(service, port)
         with step("Waiting for the answer" if task else "Asking it"):
-            body = wait_for(port, task) if task else ask(port, demo, question)
+            if task:
+                body = told(port, "GET", f"{task}/result?wait={WAIT_SECONDS}")
+            else:
+                body = told(port, "POST", demo.route, question)
             answer = keep(demo, question, body)
         with step("Stopping the service"):
             status = stop(service)
@@ -347,11 +351,6 @@ def question_of(demo: Demo) -> Any:
     return example
 
 
-def ask(port: int, demo: Demo, question: Any) -> bytes:
-    """Post the question, and return the answer."""
-    return told(port, "POST", demo.route, question, expected=HTTPStatus.OK)
-
-
 def submit_and_kill(demo: Demo, question: Any) -> str:
     """Have a service accept the question, to be answered later, kill it, and return the task."""
     port = free_port()
@@ -367,11 +366,6 @@ def submit_and_kill(demo: Demo, question: Any) -> str:
             service.kill()
             service.wait()
     return task
-
-
-def wait_for(port: int, task: str) -> bytes:
-    """Return what the task has been answered with."""
-    return told(port, "GET", f"{task}/result?wait=60")
 
 
 def told(
@@ -430,7 +424,7 @@ def request(
     headers: Mapping[str, str] | None = None,
 ) -> tuple[int, bytes]:
     """Ask the service, past any proxy."""
-    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+    with closing(HTTPConnection("127.0.0.1", port, timeout=ASK_SECONDS)) as connection:
         connection.request(method, path, body, headers or {})
         response = connection.getresponse()
         return response.status, response.read()

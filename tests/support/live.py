@@ -1,6 +1,7 @@
 """Starts a service as a live process, for as long as a test needs it."""
 
 import os
+import re
 import socket
 import subprocess
 import time
@@ -34,6 +35,15 @@ class Live:
     def port(self) -> int:
         """Where it listens."""
         return int(self.url.rpartition(":")[2])
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that its process has had so far; 0 where it has ended."""
+        with suppress(OSError):
+            status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+            if peak := re.search(r"VmHWM:\s+(\d+) kB", status):
+                return 1024 * int(peak[1])
+        return 0
 
     def connect(self, timeout: float) -> socket.socket:
         """Open a connection, to send what no client would; it waits so many seconds."""
