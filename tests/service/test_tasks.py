@@ -511,8 +511,9 @@ def test_lost_file(project: Path, tmp_path: Path) -> None:
     with started(project, tmp_path, TASK_CONCURRENCY="1") as service:
         (project / "hang").touch()
         ids = [accepted(service, 0, HANG), *(accepted(service, number) for number in range(1, 4))]
-        (tmp_path / f"tasks/files/{ids[1]}.request").unlink()
-        (tmp_path / f"tasks/files/{ids[2]}.request").write_bytes(b"\0" * 100)
+        files = [next((tmp_path / "tasks/files").glob(f"{task_id}.*")) for task_id in ids]
+        files[1].unlink()
+        files[2].write_bytes(b"\0" * 100)
         (project / "hang").unlink()
         tasks = [ended(service, task_id) for task_id in ids]
         assert [task["status"] for task in tasks] == ["succeeded", "failed", "failed", "succeeded"]

@@ -123,7 +123,7 @@ def _requirements(shared: str, extras: Iterable[str], folder: Path) -> Iterator[
     """Collect what each variant for the CPU that runs there depends on, development included."""
     seen: set[str] = set()
     every = {"contracts": list(CONTRACTS), "auth": "jwt", "features": list(FEATURES)}
-    every["predictions"] = "none"  # needs nothing more, and does not go with replicas
+    every["predictions"] = "celery"
     for variant in variants():
         if shared_name(variant.stack) != shared or variant.accelerator != "cpu":
             continue

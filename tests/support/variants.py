@@ -198,8 +198,9 @@ def _with_others(cells: list[Variant]) -> Iterator[Variant]:
                 pairs = (frozenset({(question, value), other}) for other in fixed.items())
                 return sum(pair not in seen for pair in pairs)
 
-            is_refused = question == "predictions" and others["replicas"]
-            others[question] = max(values[:1] if is_refused else values, key=new_pairs)
+            if question == "predictions" and others["replicas"]:
+                values = [value for value in values if value != "local"]  # which goes without them
+            others[question] = max(values, key=new_pairs)
             pairs = combinations((axes | others).items(), 2)
             seen.update(frozenset(pair) for pair in pairs)
         yield Variant(
@@ -215,5 +216,5 @@ def _other_values(cell: Variant) -> dict[str, list[Any]]:
     # as many as can be, but for the process of the model, which doubles the time of a start.
     few = {*FEATURES[1:]} if cell.is_full_depth else {"isolation"}
     features = {name: [False, True] if name in few else [True, False] for name in FEATURES}
-    last = {"python_version": pythons, "predictions": ["none", "local"]}
+    last = {"python_version": pythons, "predictions": choices("predictions")}
     return CYCLED | features | last
