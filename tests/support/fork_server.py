@@ -28,6 +28,7 @@ for name in (
     *("fastapi", "fastapi_offline", "httptools", "httpx", "numpy", "PIL.ImageOps"),
     *("prometheus_client", "pydantic.v1", "pydantic_settings", "pythonjsonlogger.json"),
     *("threadpoolctl", "uvicorn", "uvloop", "torch", "transformers.pipelines"),
+    *("celery.app.base", "kombu.transport.redis", "redis.asyncio"),
 ):
     with suppress(ImportError):
         import_module(name)

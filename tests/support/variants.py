@@ -198,9 +198,8 @@ def _with_others(cells: list[Variant]) -> Iterator[Variant]:
                 pairs = (frozenset({(question, value), other}) for other in fixed.items())
                 return sum(pair not in seen for pair in pairs)
 
-            if question == "predictions" and others["replicas"]:
-                values = [value for value in values if value != "local"]  # which goes without them
-            others[question] = max(values, key=new_pairs)
+            refused = "local" if others.get("replicas") else None  # they need another queue
+            others[question] = max((each for each in values if each != refused), key=new_pairs)
             pairs = combinations((axes | others).items(), 2)
             seen.update(frozenset(pair) for pair in pairs)
         yield Variant(

@@ -223,7 +223,8 @@ def _run(
     done = subprocess.run(
         command,
         cwd=cwd,
-        env=os.environ | dict(env or {}),
+        # The layers of an image are too large for memory, where the tests may have their folders.
+        env=os.environ | {"TMPDIR": "/var/tmp"} | dict(env or {}),
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
