@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +19,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests.support.cluster import running_redis, worker
 from tests.support.environments import run, tool
 from tests.support.live import Live, live, wait_for
 from tests.support.scripted_model import (
@@ -108,16 +109,42 @@ for message in json.load(sys.stdin):
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the rendered service."""
-    return make(tmp_path_factory.mktemp("tasks") / "service", predictions="local")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a service that keeps its tasks itself."""
+    return make(tmp_path_factory.mktemp("local") / "service", predictions="local")
+
+
+@pytest.fixture(scope="module")
+def celery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a service that keeps its tasks on a cluster."""
+    return make(tmp_path_factory.mktemp("celery") / "service", predictions="celery")
+
+
+@pytest.fixture(scope="module", params=["local", "celery"])
+def project(request: pytest.FixtureRequest) -> Path:
+    """Return either, for what is the same with both."""
+    found: Path = request.getfixturevalue(request.param)
+    return found
 
 
 @contextmanager
 def started(project: Path, folder: Path, **env: str) -> Iterator[Live]:
-    """Run the service, with its tasks in a folder of the test's own."""
-    with running(project, folder / "log", TASKS_DIR=str(folder / "tasks"), **env) as service:
+    """Run the service, with its tasks in a folder of the test's own, and what does them."""
+    with ExitStack() as held:
+        env["TASKS_DIR"] = str(folder / "tasks")
+        if (project / "serving/tasks/worker.py").exists():
+            env = held.enter_context(running_redis(folder)).env | env
+        service = held.enter_context(running(project, folder / "log", **env))
+        if "REDIS_URL" in env:
+            held.enter_context(worker(service, project, folder / "worker", **env))
         yield service
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Return the files of all tasks: what they ask, and have answered."""
+    return [
+        path for path in (folder / "tasks").rglob("*") if path.suffix in (".request", ".answer")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -291,9 +318,10 @@ def test_out_of_memory(project: Path, tmp_path: Path) -> None:
         assert calls(project) == [[1]] * 2 + [[2]] * 3
 
 
-def test_cancel_with_isolation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("predictions", ["local", "celery"])
+def test_cancel_with_isolation(tmp_path: Path, predictions: str) -> None:
     """The call itself is killed, and the next one is answered."""
-    project = make(tmp_path / "service", predictions="local", features=["isolation"])
+    project = make(tmp_path / "service", predictions=predictions, features=["isolation"])
     with started(project, tmp_path) as service:
         runs = accepted(service, 1, "import time; time.sleep(600)")
         wait_for(lambda: [1] in calls(project), seconds=WAIT_SECONDS)
@@ -315,11 +343,11 @@ def test_streams_with_isolation(tmp_path: Path) -> None:
         assert post(service).json()["pid"] == first
 
 
-def test_queues(project: Path, tmp_path: Path) -> None:
+def test_queues(local: Path, tmp_path: Path) -> None:
     """Tasks have a queue of their own: it is bounded, and takes what the other one rejects."""
     env = {"MAX_QUEUE_SIZE": "1", "MAX_QUEUED_TASKS": "2", "TASK_CONCURRENCY": "1"}
-    with started(project, tmp_path, **env) as service, ThreadPoolExecutor() as pool:
-        sent = queue_behind(pool, service, project, [(1, "")])
+    with started(local, tmp_path, **env) as service, ThreadPoolExecutor() as pool:
+        sent = queue_behind(pool, service, local, [(1, "")])
         assert post(service).status_code == 503
         taken = [accepted(service, 2)]
         wait_for(
@@ -329,7 +357,7 @@ def test_queues(project: Path, tmp_path: Path) -> None:
         full = submit(service, 5)
         assert (full.status_code, full.headers["retry-after"]) == (503, "10")
         assert "tasks_queued 2.0" in service.client.get("/metrics").text
-        (project / "hang").unlink()
+        (local / "hang").unlink()
         assert [response.result().status_code for response in sent] == [200, 200]
         assert {ended(service, task_id)["status"] for task_id in taken} == {"succeeded"}
         metrics = service.client.get("/metrics").text
@@ -337,16 +365,16 @@ def test_queues(project: Path, tmp_path: Path) -> None:
         assert "task_attempts_total 3.0" in metrics
 
 
-def test_killed(project: Path, tmp_path: Path) -> None:
+def test_killed(local: Path, tmp_path: Path) -> None:
     """Whatever was accepted is answered after kill -9, and what ran twice says so."""
-    with started(project, tmp_path, TASK_CONCURRENCY="2") as service:
+    with started(local, tmp_path, TASK_CONCURRENCY="2") as service:
         first = ended(service, accepted(service, 100))
-        (project / "hang").touch()
+        (local / "hang").touch()
         ids = [accepted(service, number, HANG) for number in range(6)]
-        wait_for(lambda: [0] in calls(project), seconds=WAIT_SECONDS)
+        wait_for(lambda: [0] in calls(local), seconds=WAIT_SECONDS)
         service.process.kill()
         service.process.wait()
-    with started(project, tmp_path) as service:
+    with started(local, tmp_path) as service:
         tasks = [ended(service, task_id) for task_id in ids]
         assert [task["status"] for task in tasks] == ["succeeded"] * 6
         assert [task["result"]["number"] for task in tasks] == list(range(6))
@@ -355,68 +383,68 @@ def test_killed(project: Path, tmp_path: Path) -> None:
         assert service.client.get(f"{ROUTE}/{first['id']}").json() == first
 
 
-def test_killed_at_any_time(project: Path, tmp_path: Path) -> None:
+def test_killed_at_any_time(local: Path, tmp_path: Path) -> None:
     """Nothing that was accepted is lost, though the process dies again and again."""
     ids: list[str] = []
     for pause in (0.0, 0.05, 0.1, 0.2, 0.4):
-        with started(project, tmp_path) as service:
+        with started(local, tmp_path) as service:
             ids += [accepted(service, number) for number in range(8)]
             time.sleep(pause)
             service.process.kill()
             service.process.wait()
-    with started(project, tmp_path, TASK_ATTEMPTS="9") as service:
+    with started(local, tmp_path, TASK_ATTEMPTS="9") as service:
         assert {ended(service, task_id)["status"] for task_id in ids} == {"succeeded"}
         assert len(service.client.get(ROUTE, params={"limit": 100}).json()["tasks"]) == len(ids)
 
 
-def test_poison(project: Path, tmp_path: Path) -> None:
+def test_poison(local: Path, tmp_path: Path) -> None:
     """A task that ends the process is given up at last; those beside it are answered."""
-    now = project / "now"  # before it is there, a service has not ended and is seen to start
+    now = local / "now"  # before it is there, a service has not ended and is seen to start
     poison, ids = "", []
     for _ in range(3):
-        with started(project, tmp_path) as service:
+        with started(local, tmp_path) as service:
             if not poison:
-                (project / "hang").touch()
+                (local / "hang").touch()
                 ids = [accepted(service, number, HANG) for number in range(2)]
                 wait = "while not os.path.exists('now'): time.sleep(0.02)"
                 poison = accepted(service, 2, f"{wait}\nos._exit(9)")
                 ids += [accepted(service, number) for number in (3, 4)]
-                (project / "hang").unlink()
+                (local / "hang").unlink()
             now.touch()
             service.process.wait(WAIT_SECONDS)
             now.unlink()
-    with started(project, tmp_path) as service:
+    with started(local, tmp_path) as service:
         assert [ended(service, task_id)["status"] for task_id in ids] == ["succeeded"] * 4
         task = ended(service, poison)
         assert (task["status"], task["attempts"]) == ("failed", 3)
         assert task["error"]["detail"].startswith("Begun 3 times;")
 
 
-def test_stopped(project: Path, tmp_path: Path) -> None:
+def test_stopped(local: Path, tmp_path: Path) -> None:
     """SIGTERM lets what runs end; what waits is answered after the next start, each once."""
-    with started(project, tmp_path, TASK_CONCURRENCY="1") as service:
-        (project / "hang").touch()
+    with started(local, tmp_path, TASK_CONCURRENCY="1") as service:
+        (local / "hang").touch()
         ids = [accepted(service, number, HANG) for number in range(3)]
-        wait_for(lambda: [0] in calls(project), seconds=WAIT_SECONDS)
+        wait_for(lambda: [0] in calls(local), seconds=WAIT_SECONDS)
         service.process.terminate()
         time.sleep(1)
-        (project / "hang").unlink()
+        (local / "hang").unlink()
         assert service.process.wait(WAIT_SECONDS) == 0
-        assert calls(project) == [[0]]
-    with started(project, tmp_path) as service:
+        assert calls(local) == [[0]]
+    with started(local, tmp_path) as service:
         tasks = [ended(service, task_id) for task_id in ids]
         assert [(task["status"], task["attempts"]) for task in tasks] == [("succeeded", 1)] * 3
-        assert sorted(calls(project)) == [[1], [2]]  # several are asked at once
+        assert sorted(calls(local)) == [[1], [2]]  # several are asked at once
 
 
-def test_two_processes(project: Path, tmp_path: Path) -> None:
+def test_two_processes(local: Path, tmp_path: Path) -> None:
     """The second is not ready before the first has ended; then it goes on with its tasks."""
-    with started(project, tmp_path) as first:
-        (project / "hang").touch()
+    with started(local, tmp_path) as first:
+        (local / "hang").touch()
         task_id = accepted(first, 1, HANG)
         log = tmp_path / "second"
         env = {"TASKS_DIR": str(tmp_path / "tasks"), "WARMUP": "0"}
-        with live(project, python(), log, **env) as second:
+        with live(local, python(), log, **env) as second:
             wait_for(lambda: "Another process has the tasks" in second.log, seconds=WAIT_SECONDS)
             wait_for(lambda: "Model loaded" in second.log, seconds=WAIT_SECONDS)
             assert second.client.get("/ready").status_code == 503
@@ -425,19 +453,19 @@ def test_two_processes(project: Path, tmp_path: Path) -> None:
             assert post(second, 3).status_code == 200
             first.process.kill()
             first.process.wait()
-            (project / "hang").unlink()
+            (local / "hang").unlink()
             second.ready()
             assert ended(second, task_id)["status"] == "succeeded"
             second.process.terminate()
             assert second.process.wait(WAIT_SECONDS) == 0
 
 
-def test_full_disk(project: Path, tmp_path: Path) -> None:
+def test_full_disk(local: Path, tmp_path: Path) -> None:
     """What cannot be kept is not accepted; what was accepted is answered when there is room."""
-    with started(project, tmp_path, TASK_CONCURRENCY="1") as service:
-        (project / "hang").touch()
+    with started(local, tmp_path, TASK_CONCURRENCY="1") as service:
+        (local / "hang").touch()
         kept = accepted(service, 1, HANG)
-        wait_for(lambda: [1] in calls(project), seconds=WAIT_SECONDS)
+        wait_for(lambda: [1] in calls(local), seconds=WAIT_SECONDS)
         pid = str(service.process.pid)
         room = (tmp_path / "tasks/tasks.db-wal").stat().st_size  # for the log, not for the table
         run(["prlimit", "--pid", pid, f"--fsize={room}:unlimited"])
@@ -445,13 +473,13 @@ def test_full_disk(project: Path, tmp_path: Path) -> None:
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
         assert len(service.client.get(ROUTE).json()["tasks"]) == 1
         assert len(list((tmp_path / "tasks/files").iterdir())) == 1
-        (project / "hang").unlink()
+        (local / "hang").unlink()
         wait_for(lambda: "trying again" in service.log, seconds=WAIT_SECONDS)
         assert service.client.get("/ready").status_code == 200
         run(["prlimit", "--pid", pid, "--fsize=unlimited:unlimited"])
         assert ended(service, kept)["status"] == "succeeded"
         assert ended(service, accepted(service, 3))["status"] == "succeeded"
-        assert calls(project) == [[1], [3]]
+        assert calls(local) == [[1], [3]]
 
 
 def test_expiry(project: Path, tmp_path: Path) -> None:
@@ -464,22 +492,23 @@ def test_expiry(project: Path, tmp_path: Path) -> None:
             seconds=WAIT_SECONDS,
             complaint=lambda: service.log,
         )
-        wait_for(lambda: not list((tmp_path / "tasks/files").iterdir()), seconds=WAIT_SECONDS)
+        wait_for(lambda: not files_of(tmp_path), seconds=WAIT_SECONDS)
         assert service.client.get(f"{path}/result").status_code == 404
 
 
-def test_unusable_folder(project: Path, tmp_path: Path) -> None:
+def test_unusable_folder(local: Path, tmp_path: Path) -> None:
     """A folder that cannot be used ends the start, and the log says which."""
     (tmp_path / "file").touch()
     env = {"TASKS_DIR": str(tmp_path / "file/tasks")}
-    with live(project, python(), tmp_path / "log", **env) as service:
+    with live(local, python(), tmp_path / "log", **env) as service:
         assert service.process.wait(WAIT_SECONDS) == 1
         assert f"The tasks cannot be kept in {tmp_path / 'file/tasks'}" in service.log
 
 
-def test_owners(tmp_path: Path) -> None:
+@pytest.mark.parametrize("predictions", ["local", "celery"])
+def test_owners(tmp_path: Path, predictions: str) -> None:
     """Nobody sees, cancels or repeats another's tasks, and nobody without a key sees any."""
-    project = make(tmp_path / "service", predictions="local", auth="api-key", features=[])
+    project = make(tmp_path / "service", predictions=predictions, auth="api-key", features=[])
     first, second = ({"X_API_Key": key} for key in KEYS)
     with started(project, tmp_path, API_KEYS=",".join(KEYS)) as service:
         assert submit(service).status_code == 401
@@ -494,7 +523,8 @@ def test_owners(tmp_path: Path) -> None:
         assert service.client.delete(path, headers=theirs).status_code == 404
         listed = service.client.get(ROUTE, headers=own).json()["tasks"]
         assert [task["id"] for task in listed] == [task_id]
-        assert service.client.get(path, headers=own, params={"wait": 9}).status_code == 200
+        task = service.client.get(path, headers=own, params={"wait": 9})
+        assert (task.status_code, task.json()["status"]) == (200, "succeeded")
 
 
 @dataclass
@@ -511,9 +541,9 @@ def test_lost_file(project: Path, tmp_path: Path) -> None:
     with started(project, tmp_path, TASK_CONCURRENCY="1") as service:
         (project / "hang").touch()
         ids = [accepted(service, 0, HANG), *(accepted(service, number) for number in range(1, 4))]
-        files = [next((tmp_path / "tasks/files").glob(f"{task_id}.*")) for task_id in ids]
-        files[1].unlink()
-        files[2].write_bytes(b"\0" * 100)
+        files = {path.name.partition(".")[0]: path for path in files_of(tmp_path)}
+        files[ids[1]].unlink()
+        files[ids[2]].write_bytes(b"\0" * 100)
         (project / "hang").unlink()
         tasks = [ended(service, task_id) for task_id in ids]
         assert [task["status"] for task in tasks] == ["succeeded", "failed", "failed", "succeeded"]

@@ -224,7 +224,7 @@ def _run(
         command,
         cwd=cwd,
         # The layers of an image are too large for memory, where the tests may have their folders.
-        env=os.environ | {"TMPDIR": "/var/tmp"} | dict(env or {}),
+        env=os.environ | {"TMPDIR": "/var/tmp"} | dict(env or {}),  # noqa: S108
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
