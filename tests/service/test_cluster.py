@@ -3,7 +3,7 @@
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -58,11 +58,12 @@ def test_redis_is_away(project: Path, tmp_path: Path) -> None:
         before = accepted(service, 1)
         assert ended(service, before)["status"] == "succeeded"
         with redis.hanging():
-            for ask in (
+            asks: list[Callable[[], httpx.Response]] = [
                 lambda: submit(service, 2, Idempotency_Key="away"),
                 lambda: service.client.get(f"{ROUTE}/{before}"),
                 lambda: service.client.get(f"{ROUTE}/{before}", params={"wait": 30}),
-            ):
+            ]
+            for ask in asks:
                 began = time.monotonic()
                 response = ask()
                 assert (response.status_code, response.headers["retry-after"]) == (
