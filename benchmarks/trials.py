@@ -41,19 +41,19 @@ ABOUT = """\
 
 What becomes of [tasks](../how-to/answer-later.md) while a service is broken. A client sends {tasks}
 of them one after another, each with an `Idempotency-Key`, and again where no answer or a 503 comes;
-most bodies are small, one in twenty has 20 MB. Meanwhile the service is broken, or with `celery` its
-worker or Redis, and started again as a container engine would. Then the client asks for each answer.
-`make trials` made this table at commit {commit}; the tests do some of it with twenty tasks.
+most bodies are small, one in twenty has 20 MB. Meanwhile the service is broken, or with `celery`
+its worker or Redis, and started again as a container engine would. Then the client asks for each
+answer. `make trials` made this table at commit {commit}; the tests do some with twenty.
 
 | {titles} |
 |---|{rulers}|
 {rows}
 
 Lost is a task that was accepted and that later is not there, has no end, or has another one's
-answer. Begun again is one whose `attempts` is more than 1, for the process ended in the middle, or the
-memory did; a run that `attempts` does not tell would be one too many that nobody knows of. Refused
-is each 503 on the way. Memory is the most that the service's process had; on disk are all answers,
-which stay for `RESULT_TTL_HOURS`.
+answer. Begun again is one whose `attempts` is more than 1, for the process ended in the middle, or
+the memory did; a run that `attempts` does not tell would be one too many that nobody knows of.
+Refused is each 503 on the way. Memory is the most that the service's process had; on disk are all
+answers, which stay for `RESULT_TTL_HOURS`.
 """
 TITLES: tuple[str, ...] = ("what happens", "accepted", "succeeded", "failed", "lost", "begun again")
 TITLES += ("runs not told", "refused", "memory", "on disk")

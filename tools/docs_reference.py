@@ -90,7 +90,11 @@ ADVICE = {
         "Name a host that is allowed, or none.",
     ),
     "TooManyTasks": ("`MAX_QUEUED_TASKS` tasks wait.", "Retry after the pause."),
-    "CannotKeep": ("The disk does not take the task.", "Retry after the pause."),
+    "IsRunning": ("A worker asks for a task that another one has begun.", "Nothing: it goes on."),
+    "CannotKeep": (
+        "What keeps the tasks, the disk or Redis, is full, fails, or is away.",
+        "Retry after the pause.",
+    ),
     "DeadlineExceeded": (
         "There was no answer within `INFER_TIMEOUT_SECONDS`, the time in the queue included.",
         "Send a smaller input, or raise the limit.",
@@ -148,7 +152,8 @@ def settings() -> dict[str, str]:
     answers += [(f"`contracts`: `{name}`", PLAIN | {"contracts": [name]}) for name in CONTRACTS]
     auths = [value for value in choices("auth") if value != "none"]
     answers += [(f"`auth`: `{value}`", PLAIN | {"auth": value}) for value in auths]
-    answers.append(("`predictions`: `local`", PLAIN | {"predictions": "local"}))
+    engines = [value for value in choices("predictions") if value != "none"]
+    answers += [(f"`predictions`: `{value}`", PLAIN | {"predictions": value}) for value in engines]
     brought: dict[Setting, list[str]] = {}
     with TemporaryDirectory() as folder:
         for number, (label, given) in enumerate(answers):
@@ -253,7 +258,7 @@ def errors() -> dict[str, str]:
                     ("video", "api-key"),
                 )
             ]
-            + [PLAIN | {"predictions": "local"}]
+            + [PLAIN | {"predictions": engine} for engine in ("local", "celery")]
         ):
             project = render(Path(folder) / str(number), given)
             for path in sorted(project.glob("serving/**/*.py")):

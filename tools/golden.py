@@ -68,6 +68,12 @@ RENDERS: dict[str, dict[str, Any]] = {
         "features": ["observability", "isolation"],
         "predictions": "local",
     },
+    "custom-json-celery": {
+        "model_type": "custom",
+        "input_kind": "json",
+        "predictions": "celery",
+        "auth": "api-key",
+    },
     "pytorch-batch-plain": {
         "model_type": "pytorch",
         "input_kind": "image-batch",

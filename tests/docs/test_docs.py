@@ -99,7 +99,7 @@ def test_architecture(tmp_path: Path) -> None:
     answers = {"model_type": "custom", "input_kind": "json", "auth": "jwt"}
     modules: set[str] = set()
     # Some modules come with audio alone, and some without a process of the model's own.
-    alone = {"input_kind": "audio", "features": ["observability"], "predictions": "local"}
+    alone = {"input_kind": "audio", "features": ["observability"], "predictions": "celery"}
     for other in ({}, alone):
         given = answers | docs_reference.EVERYTHING | other
         folder = render(tmp_path / str(len(other)), given) / "serving"

@@ -77,6 +77,7 @@ SPEAKS_MODEL_ENGINE = {"contracts": ["model-engine"]}
 SPEAKS_OPENAI = {"contracts": ["openai"]}
 HAS_BATCH_JOBS = {"input_kind": "json", "features": ["batch-jobs"]}
 TAKES_TASKS = {"predictions": "local"}
+ON_A_CLUSTER = {"predictions": "celery"}
 
 MUTANTS = [
     Mutant(1, "rules-under-another-name", moved=("AGENTS.md", "RULES.md")),
@@ -1022,7 +1023,7 @@ MUTANTS = [
     mutant(
         74,
         "each-time-another-task",
-        (f"{TASKS}work.py", "        if not key:\n", "        if key:\n"),
+        (f"{TASKS}work.py", "record.id = str(uuid.uuid5(", "_ = str(uuid.uuid5("),
         **TAKES_TASKS,
     ),
     mutant(
@@ -1030,10 +1031,10 @@ MUTANTS = [
         "canceled-and-answered",
         (
             f"{TASKS}work.py",
-            "            if not record or record.status.is_final:\n                return\n",
-            "            if not record:\n                return\n",
+            "                raise HasEnded\n            record.status, record.ended",
+            "                pass\n            record.status, record.ended",
         ),
-        (f"{TASKS}work.py", "                run.cancel()\n", "                pass\n"),
+        (f"{TASKS}work.py", "            run.cancel()\n", "            pass\n"),
         **TAKES_TASKS,
     ),
     mutant(
@@ -1041,5 +1042,12 @@ MUTANTS = [
         "failures-succeed",
         (f"{TASKS}work.py", "Status.FAILED if is_error else", "Status.SUCCEEDED if is_error else"),
         **TAKES_TASKS,
+    ),
+    mutant(
+        74,
+        "nobody-goes-on-with-it",
+        (f"{TASKS}queue.py", "await self.table.overdue(time.time(), SENT_ROWS)", "[]"),
+        (f"{TASKS}messages.py", "4 * settings.task_lease_seconds", "3600"),
+        **ON_A_CLUSTER,
     ),
 ]

@@ -331,6 +331,7 @@ CHANGES = {
     "contracts-on": Change({}, {"contracts": ["oip", "model-engine"]}, add_a_router, LIVE),
     "contracts-off": Change({"contracts": ["oip"]}, {"contracts": []}, add_a_router, LIVE),
     "auth": Change({}, {"auth": "api-key"}, model_and_endpoint, CHECK),
+    "tasks": Change({"predictions": "local"}, {"predictions": "celery"}, add_an_endpoint, CHECK),
     "preset": Change({}, {"preset": "rapidocr"}, rewrite_the_model, CHECK),
     "model-type": Change({}, {"model_type": "pytorch"}, model_and_endpoint, CHECK),
     "input-kind": Change({}, {"input_kind": "image-params"}, model_and_endpoint, LIVE),

@@ -18,6 +18,7 @@ from time import perf_counter
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.support import manifests
 from tests.support.environments import CACHE, locked, python_of, run, shared_name, uv
@@ -97,12 +98,20 @@ TASKS = {
     "serving/tasks/__init__.py",
     "serving/tasks/digest.py",
     "serving/tasks/files.py",
+    "serving/tasks/queue.py",
     "serving/tasks/records.py",
     "serving/tasks/routes.py",
     "serving/tasks/table.py",
     "serving/tasks/webhooks.py",
     "serving/tasks/work.py",
     "tests/conformance/test_tasks.py",
+}
+CLUSTER = {
+    "compose.celery.yaml",
+    "serving/tasks/messages.py",
+    "serving/tasks/store.py",
+    "serving/tasks/worker.py",
+    "tests/conformance/broker.py",
 }
 CONTRACTS = {"serving/contracts/__init__.py"}
 OIP = CONTRACTS | {
@@ -252,8 +261,15 @@ def files_of_tasks(variant: Variant) -> set[str]:
     """Return the files that answers later bring."""
     if dict(variant.others)["predictions"] == "none":
         return set()
-    counts = "observability" in variant.features
-    return TASKS | ({"serving/tasks/metrics.py"} if counts else set())
+    others = dict(variant.others)
+    files = {*TASKS}
+    if "observability" in variant.features:
+        files.add("serving/tasks/metrics.py")
+    if others["predictions"] == "celery":
+        files |= CLUSTER
+        if "kubernetes" in others["deploy"]:
+            files |= {"k8s-tasks.yaml", "keda.yaml"}
+    return files
 
 
 def files_of_contracts(variant: Variant) -> set[str]:
@@ -398,7 +414,7 @@ def test_deployment(variant: Variant, project: Path) -> None:
         f"PYTHON_VERSION={python_version}\n" in dockerfile
     )
     # MS-38: for the image's own user, and for any other of group 0.
-    keeps_tasks = others["predictions"] == "local"
+    keeps_tasks = others["predictions"] != "none"
     folders = "/cache /tasks" if keeps_tasks else "/cache"
     assert f"install -d -o app -g root -m 775 {folders}\n" in dockerfile
     assert f"\nVOLUME {folders}\n" in dockerfile
@@ -409,6 +425,9 @@ def test_deployment(variant: Variant, project: Path) -> None:
         if "batch-jobs" in variant.features:
             check_once("kubernetes-validate", "--strict", file=project / "k8s-batch-job.yaml")
             check_batch_job(project)
+        if others["predictions"] == "celery":
+            check_once("kubernetes-validate", "--strict", file=project / "k8s-tasks.yaml")
+            check_workers(project)
 
 
 def check_manifest(variant: Variant, project: Path) -> None:
@@ -432,8 +451,9 @@ def check_manifest(variant: Variant, project: Path) -> None:
     # For the last request to come, and to be answered.
     upload = 120 if table("input_kinds")[variant.input_kind]["media"] == "video" else 30
     longest = int(env["DRAIN_SECONDS"]) + upload + 60
-    if others["predictions"] == "local":  # and for the last task; then the next pod may begin
+    if others["predictions"] != "none":  # and for the last task
         longest += 60
+    if others["predictions"] == "local":  # then the next pod may begin
         assert deployment["strategy"] == {"type": "Recreate"}
         claim = documents["PersistentVolumeClaim"]["metadata"]["name"]
         [volume] = [each for each in pod["volumes"] if each["name"] == "tasks"]
@@ -462,6 +482,41 @@ def check_manifest(variant: Variant, project: Path) -> None:
     [rule] = policy["ingress"]
     assert {port["port"] for port in rule["ports"]} == ports.keys()
     assert policy["policyTypes"] == ["Ingress"]
+
+
+def check_workers(project: Path) -> None:
+    """See that workers' pods have the service as k8s.yaml has it, and are found by KEDA alone."""
+    documents = manifests.load(project / "k8s.yaml")
+    found = manifests.load(project / "k8s-tasks.yaml")
+    workers, serving = found["Deployment"]["spec"], documents["Deployment"]["spec"]
+    pod, served = workers["template"]["spec"], serving["template"]["spec"]
+    [server], [worker] = pod["initContainers"], pod["containers"]
+    assert server == served["containers"][0] | {"restartPolicy": "Always"}  # a native sidecar
+    for name in ("securityContext", "enableServiceLinks", "automountServiceAccountToken"):
+        assert pod[name] == served[name]
+    assert pod["terminationGracePeriodSeconds"] >= served["terminationGracePeriodSeconds"]
+    assert not manifests.violations(pod)
+    assert worker["image"] == server["image"]
+    assert worker["command"] == ["python", "-m", "serving.tasks.worker"]
+    redis = [each for each in server["env"] if each["name"] == "REDIS_URL"]
+    assert [each for each in worker["env"] if each["name"] == "REDIS_URL"] == redis
+    labels = workers["template"]["metadata"]["labels"]
+    assert workers["selector"]["matchLabels"] == labels
+    policy = found["NetworkPolicy"]["spec"]
+    assert (policy["podSelector"]["matchLabels"], "ingress" in policy) == (labels, False)
+    for kind, selector in manifests.selectors(documents).items():
+        assert not selector.items() <= labels.items(), kind
+    scaled = manifests.load(project / "keda.yaml")["ScaledObject"]["spec"]
+    assert scaled["scaleTargetRef"]["name"] == found["Deployment"]["metadata"]["name"]
+    assert scaled["minReplicaCount"] == 0
+    composed = yaml.safe_load((project / "compose.celery.yaml").read_text(encoding="utf-8"))
+    services = composed["services"]
+    assert services["worker"]["command"] == worker["command"]
+    assert services["worker"]["image"] == services["service"]["image"] == worker["image"]
+    mounted = {
+        mount.partition(":")[0] for each in services.values() for mount in each.get("volumes", ())
+    }
+    assert mounted == composed["volumes"].keys()
 
 
 def check_batch_job(project: Path) -> None:

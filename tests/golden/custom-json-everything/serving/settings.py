@@ -75,7 +75,7 @@ SERVED = sys.argv[1:] == ["serve"]  # with this argument SageMaker runs an image
 class Settings(BaseSettings):
     """The variables, their defaults, and what each is for. REFERENCE.md has them as a table."""
 
-    model_config = SettingsConfigDict(use_attribute_docstrings=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_ignore_empty=True)
 
     port: Annotated[
         Port, Field(validation_alias=AliasChoices("PORT", *["SAGEMAKER_BIND_TO_PORT"] * SERVED))

@@ -74,7 +74,7 @@ Segment = Annotated[str, AfterValidator(check_segment)]
 class Settings(BaseSettings):
     """The variables, their defaults, and what each is for. REFERENCE.md has them as a table."""
 
-    model_config = SettingsConfigDict(use_attribute_docstrings=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_ignore_empty=True)
 
     port: Port = 8000
     """Port to listen on."""

@@ -66,7 +66,7 @@ Root = Annotated[str, AfterValidator(check_path)]
 class Settings(BaseSettings):
     """The variables, their defaults, and what each is for. REFERENCE.md has them as a table."""
 
-    model_config = SettingsConfigDict(use_attribute_docstrings=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_ignore_empty=True)
 
     port: Port = 8000
     """Port to listen on."""

@@ -2,10 +2,13 @@
 
 import json
 import os
+import time
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 ASKED, ANSWERED = "request", "answer"
+TORN_SECONDS = 3600  # nobody has been writing for so long
 
 
 class Entry(NamedTuple):
@@ -22,47 +25,54 @@ class Folder:
         self.path = path
 
     def open(self) -> None:
-        """Make the folder where it is missing; remove what was not written to its end."""
+        """Make the folder where it is missing; remove what was never written to its end."""
         self.path.mkdir(parents=True, exist_ok=True)
         for torn in self.path.glob("*.part"):
-            torn.unlink()
+            if torn.stat().st_mtime < time.time() - TORN_SECONDS:
+                torn.unlink(missing_ok=True)
 
-    def write(self, task_id: str, kind: str, entry: Entry) -> None:
-        """Write an entry; when this returns, it is on the disk. Raises OSError."""
-        path = self._path(task_id, kind)
-        part = path.with_suffix(".part")
-        try:
-            with part.open("wb") as file:
-                file.write(json.dumps(entry.head).encode() + b"\n")
-                file.write(entry.body)
-                file.flush()
-                os.fsync(file.fileno())
-            part.rename(path)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
-        sync_folder(self.path)
+    def write(self, name: str, kind: str, entry: Entry) -> None:
+        """Write an entry; when this returns, it is there to stay. Raises OSError."""
+        self._put(f"{name}.{kind}", json.dumps(entry.head).encode() + b"\n", entry.body)
 
-    def read(self, task_id: str, kind: str) -> Entry | None:
+    def read(self, name: str, kind: str) -> Entry | None:
         """Return an entry; None where there is none, or what is there is no entry."""
         try:
-            head, _, body = self._path(task_id, kind).read_bytes().partition(b"\n")
+            head, _, body = self._get(f"{name}.{kind}").partition(b"\n")
             return Entry(json.loads(head), body)
         except (FileNotFoundError, ValueError):
             return None
 
-    def remove(self, task_id: str) -> None:
+    def remove(self, name: str) -> None:
         """Remove all that is there of a task."""
         for kind in (ASKED, ANSWERED):
-            self._path(task_id, kind).unlink(missing_ok=True)
+            self._delete(f"{name}.{kind}")
 
     def older_than(self, timestamp: float) -> list[str]:
-        """Return the tasks whose request was there before this time."""
+        """Return the names whose request was there before this time."""
         asked = self.path.glob(f"*.{ASKED}")
         return [path.stem for path in asked if path.stat().st_mtime < timestamp]
 
-    def _path(self, task_id: str, kind: str) -> Path:
-        return self.path / f"{task_id}.{kind}"
+    def _put(self, file: str, head: bytes, body: bytes) -> None:
+        # Of a name of its own: a request may come twice at once, with the same key.
+        with NamedTemporaryFile(dir=self.path, suffix=".part", delete=False) as written:
+            part = Path(written.name)
+            try:
+                written.write(head)
+                written.write(body)
+                written.flush()
+                os.fsync(written.fileno())
+                part.rename(self.path / file)
+            except OSError:
+                part.unlink(missing_ok=True)
+                raise
+        sync_folder(self.path)
+
+    def _get(self, file: str) -> bytes:
+        return (self.path / file).read_bytes()
+
+    def _delete(self, file: str) -> None:
+        (self.path / file).unlink(missing_ok=True)
 
 
 def sync_folder(path: Path) -> None:

@@ -1,14 +1,13 @@
 """What `/metrics` says of tasks."""
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
 from prometheus_client import Counter, Gauge
 
+from serving.tasks.queue import Tasks
 from serving.tasks.records import Record, Status
 from serving.tasks.webhooks import Webhooks
-from serving.tasks.work import Tasks
 
 if TYPE_CHECKING:
     from serving.service import Service
@@ -24,9 +23,10 @@ DELIVERIES = Counter("webhook_attempts", "Attempts to tell of a task's end.", ["
 class MeasuredWebhooks(Webhooks):
     """Webhooks whose attempts are counted."""
 
-    async def _tell(self, client: httpx.AsyncClient, record: Record) -> None:
-        await super()._tell(client, record)
-        DELIVERIES.labels(record.webhook_status).inc()
+    async def _tell(self, client: httpx.AsyncClient, record: Record) -> Record | None:
+        if told := await super()._tell(client, record):
+            DELIVERIES.labels(told.webhook_status).inc()
+        return told
 
 
 class MeasuredTasks(Tasks):
@@ -35,19 +35,16 @@ class MeasuredTasks(Tasks):
     def __init__(self, service: "Service[Any]") -> None:
         super().__init__(service)
         self.webhooks = MeasuredWebhooks(self.table, self.files)
-        QUEUED.set_function(lambda: len(self.waiting))
+        QUEUED.set_function(self.count_queued)
         RUNNING.set_function(lambda: len(self.running))
-        OLDEST.set_function(self._oldest_age)
-
-    def _oldest_age(self) -> float:
-        since = next(iter(self.waiting.values()), None)
-        return time.time() - since if since else 0
+        OLDEST.set_function(self.oldest_age)
 
     async def _begin(self, task_id: str) -> Record | None:
         if record := await super()._begin(task_id):
             ATTEMPTS.inc()
         return record
 
-    async def _finish(self, record: Record, status: Status) -> None:
-        await super()._finish(record, status)
+    async def _finish(self, task_id: str, status: Status) -> Record:
+        record = await super()._finish(task_id, status)
         ENDED.labels(status).inc()
+        return record

@@ -53,6 +53,11 @@ class Record(BaseModel):
     webhook_attempts: int = 0
     webhook_due: float | None = None
 
+    @property
+    def name(self) -> str:
+        """What its files are called: of two requests with one key, each has its own."""
+        return f"{self.id}.{self.digest[:16]}"
+
 
 class TaskError(BaseModel):
     """Why a task has failed: what its request would have been answered with."""
@@ -148,6 +153,6 @@ class TooManyTasks(ServiceError):
 
 
 class CannotKeep(ServiceError):
-    """The disk does not take the task."""
+    """What keeps the tasks is full, or fails."""
 
-    status, message, retry_after = 503, "The task cannot be kept at present.", 10
+    status, message, retry_after = 503, "Tasks cannot be kept at present.", 10

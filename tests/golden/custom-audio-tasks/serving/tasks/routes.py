@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.errors import RESPONSES, BadInput, ErrorBody
 from serving.requests import RequestParser
+from serving.tasks.queue import Tasks
 from serving.tasks.records import (
     HasNoAnswer,
     HasNoAnswerYet,
@@ -20,7 +21,6 @@ from serving.tasks.records import (
     Task,
     TaskPage,
 )
-from serving.tasks.work import Tasks
 
 if TYPE_CHECKING:
     from serving.service import Service
@@ -61,13 +61,12 @@ class Endpoint:
 
     async def wait_for(self, request: Request, task_id: str, seconds: float) -> Record:
         """Return the caller's task when it has ended, or when the time is up. Raises NoSuchTask."""
-        end = self.service.tasks.end_of(task_id)
         record = await self.find(request, task_id)
         if not seconds or record.status.is_final:
             return record
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await end.wait()
+                await self.service.tasks.until_ended(task_id)
         return await self.find(request, task_id)
 
 
@@ -115,7 +114,7 @@ def create_router(
         record = await endpoint.wait_for(request, task_id, wait)
         if not record.status.is_final:
             response.headers.update(RETRY_AFTER)
-        return Task.of(record, await tasks.answer_to(task_id))
+        return Task.of(record, await tasks.answer_to(record))
 
     @router.get("/{task_id}/result", response_class=Response, responses={**GONE, **ENDED})
     async def get_result(request: Request, task_id: str, wait: Wait = 0) -> Response:
@@ -123,7 +122,7 @@ def create_router(
         record = await endpoint.wait_for(request, task_id, wait)
         if record.status == Status.CANCELED:
             raise HasNoAnswer
-        answer = await tasks.answer_to(task_id) if record.status.is_final else None
+        answer = await tasks.answer_to(record) if record.status.is_final else None
         if not answer:
             raise HasNoAnswerYet
         return Response(answer.body, answer.head["status"], answer.head["headers"])

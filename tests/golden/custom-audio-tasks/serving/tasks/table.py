@@ -11,7 +11,7 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import TextIO, TypeVar
 
-from serving.tasks.records import Record, Status
+from serving.tasks.records import CannotKeep, Record, Status
 
 LOCK_SECONDS = 0.5  # how often to look whether another process has let go of the file
 SCHEMA = """
@@ -37,11 +37,12 @@ CREATE INDEX IF NOT EXISTS by_end ON tasks (ended);
 CREATE INDEX IF NOT EXISTS by_webhook ON tasks (webhook_due) WHERE webhook_due IS NOT NULL;
 """
 SAVE = """
-INSERT OR REPLACE INTO tasks VALUES (
+INTO tasks VALUES (
     :id, :path, :owner, :digest, :request_id, :status, :attempts, :created, :started, :ended,
     :webhook, :webhook_status, :webhook_attempts, :webhook_due
 )
 """
+FIND = "SELECT * FROM tasks WHERE id = :id"
 PAGE = """
 SELECT * FROM tasks
 WHERE path = :path AND owner = :owner AND status = coalesce(:status, status)
@@ -57,7 +58,7 @@ logger = logging.getLogger(__name__)
 class Table:
     """One row for each task. What a method has written is on the disk when it returns.
 
-    Every method raises sqlite3.Error, for instance where the disk is full.
+    Every method raises CannotKeep, for instance where the disk is full.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -87,14 +88,34 @@ class Table:
         connection.executescript(SCHEMA)
         return connection
 
-    async def save(self, record: Record) -> None:
-        """Write a row, in place of the one that the task has."""
-        await self._run(lambda: self._connection.execute(SAVE, record.model_dump()))
+    async def add(self, record: Record) -> Record:
+        """Write a row, and return it; where the task has one already, return that."""
+
+        def add() -> Record:
+            values = record.model_dump()
+            added = self._connection.execute(f"INSERT OR IGNORE {SAVE}", values)
+            return record if added.rowcount else self._read(FIND, values)[0]
+
+        return await self._run(add)
+
+    async def change(self, task_id: str, change: Callable[[Record], None]) -> Record | None:
+        """Change a row where nothing else does meanwhile; return it, None where there is none.
+
+        Raises what `change` does, and then leaves the row as it was.
+        """
+
+        def rewrite() -> Record | None:
+            for record in self._read(FIND, {"id": task_id}):
+                change(record)
+                self._connection.execute(f"INSERT OR REPLACE {SAVE}", record.model_dump())
+                return record
+            return None
+
+        return await self._run(rewrite)
 
     async def find(self, task_id: str) -> Record | None:
         """Return a task's row; None where there is none."""
-        rows = await self._select("SELECT * FROM tasks WHERE id = :id", {"id": task_id})
-        return rows[0] if rows else None
+        return next(iter(await self._select(FIND, {"id": task_id})), None)
 
     async def unfinished(self) -> list[Record]:
         """Return the tasks that have not ended, oldest first."""
@@ -118,18 +139,23 @@ class Table:
         where = {"path": path, "owner": owner, "status": status, "created": created, "id": task_id}
         return await self._select(PAGE, {**where, "limit": limit})
 
-    async def remove(self, task_ids: list[str]) -> None:
+    async def remove(self, records: list[Record]) -> None:
         """Remove the rows of these tasks, all with one write to the disk."""
         query = "DELETE FROM tasks WHERE id IN (SELECT value FROM json_each(:ids))"
-        ids = json.dumps(task_ids)
+        ids = json.dumps([record.id for record in records])
         await self._run(lambda: self._connection.execute(query, {"ids": ids}))
 
     async def _select(self, query: str, values: dict[str, object]) -> list[Record]:
-        rows = await self._run(lambda: self._connection.execute(query, values).fetchall())
-        return [Record(**dict(row)) for row in rows]
+        return await self._run(lambda: self._read(query, values))
+
+    def _read(self, query: str, values: dict[str, object]) -> list[Record]:
+        return [Record(**dict(row)) for row in self._connection.execute(query, values).fetchall()]
 
     async def _run(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        except sqlite3.Error as error:
+            raise CannotKeep from error
 
 
 async def acquire(file: TextIO) -> None:

@@ -10,11 +10,11 @@ import hmac
 import ipaddress
 import logging
 import socket
-import sqlite3
 import sys
 import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 
 import httpx
 from pydantic_core import to_json
@@ -23,7 +23,7 @@ from serving.errors import ServiceError
 from serving.runner import request_id
 from serving.settings import settings
 from serving.tasks.files import ANSWERED, Folder
-from serving.tasks.records import Delivery, Record, Task
+from serving.tasks.records import CannotKeep, Delivery, Record, Task
 from serving.tasks.table import Table
 
 TIMEOUT_SECONDS = 15
@@ -48,6 +48,10 @@ class Blocked(Exception):
     """The host has an address that no client may have this service send to."""
 
 
+class Claimed(Exception):
+    """Another process makes this attempt."""
+
+
 class Webhooks:
     """Tells of tasks that have ended, until somebody has listened."""
 
@@ -68,14 +72,20 @@ class Webhooks:
                 try:
                     due = await self.table.with_webhook_due(time.time(), AT_ONCE)
                     await asyncio.gather(*(self._tell(client, record) for record in due))
-                except (OSError, sqlite3.Error):
+                except (OSError, CannotKeep):
                     logger.exception("Webhooks cannot be delivered at present")
                 await asyncio.sleep(LOOK_SECONDS)
 
-    async def _tell(self, client: httpx.AsyncClient, record: Record) -> None:
-        """Make one attempt, and write down how it went."""
+    async def _tell(self, client: httpx.AsyncClient, record: Record) -> Record | None:
+        """Make one attempt, and write down how it went; None where another process makes it."""
+        try:
+            claimed = await self.table.change(record.id, claim)
+        except Claimed:
+            return None
+        if not claimed:
+            return None
         request_id.set(record.request_id)
-        answer = await asyncio.to_thread(self.files.read, record.id, ANSWERED)
+        answer = await asyncio.to_thread(self.files.read, record.name, ANSWERED)
         body = to_json(
             {
                 "type": f"task.{record.status}",
@@ -83,7 +93,6 @@ class Webhooks:
                 "data": Task.of(record, answer).model_dump(mode="json", exclude={"webhook"}),
             }
         )
-        record.webhook_attempts += 1
         try:
             request = await build_request(client, record, body)
             response = await client.send(request, stream=True)
@@ -91,20 +100,32 @@ class Webhooks:
             status, outcome = response.status_code, f"status {response.status_code}"
         except Exception as error:  # noqa: BLE001 -- a client has chosen the URL
             status, outcome = 0, f"{type(error).__name__}: {error}"
-        record.webhook_due = None
-        if httpx.codes.is_success(status):
-            record.webhook_status = Delivery.DELIVERED
-        elif status == GONE or record.webhook_attempts >= MAX_ATTEMPTS:
-            record.webhook_status = Delivery.FAILED
-        else:
-            pause = settings.webhook_pause_seconds * GROWTH ** (record.webhook_attempts - 1)
-            record.webhook_due = time.time() + min(pause, MAX_PAUSE_SECONDS)
-        level = logging.INFO if record.webhook_status is Delivery.DELIVERED else logging.WARNING
-        message = "Webhook of task %s, attempt %d: %s (%s)"
-        logger.log(
-            level, message, record.id, record.webhook_attempts, record.webhook_status, outcome
-        )
-        await self.table.save(record)
+        told = await self.table.change(record.id, partial(write_outcome, status=status))
+        if told:
+            level = logging.INFO if told.webhook_status is Delivery.DELIVERED else logging.WARNING
+            message = "Webhook of task %s, attempt %d: %s (%s)"
+            logger.log(level, message, told.id, told.webhook_attempts, told.webhook_status, outcome)
+        return told
+
+
+def claim(record: Record) -> None:
+    """Have no other process make this attempt; if this one dies, it is made after a while."""
+    if not record.webhook_due or record.webhook_due > time.time():
+        raise Claimed
+    record.webhook_attempts += 1
+    record.webhook_due = time.time() + 2 * TIMEOUT_SECONDS
+
+
+def write_outcome(record: Record, status: int) -> None:
+    """Note how an attempt went, and when there is another one."""
+    record.webhook_due = None
+    if httpx.codes.is_success(status):
+        record.webhook_status = Delivery.DELIVERED
+    elif status == GONE or record.webhook_attempts >= MAX_ATTEMPTS:
+        record.webhook_status = Delivery.FAILED
+    else:
+        pause = settings.webhook_pause_seconds * GROWTH ** (record.webhook_attempts - 1)
+        record.webhook_due = time.time() + min(pause, MAX_PAUSE_SECONDS)
 
 
 async def build_request(client: httpx.AsyncClient, record: Record, body: bytes) -> httpx.Request:

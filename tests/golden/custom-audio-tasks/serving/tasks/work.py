@@ -1,16 +1,14 @@
-"""Tasks, from their acceptance to their end."""
+"""Tasks, from their acceptance to their end; queue.py says who does them, and when."""
 
 import asyncio
 import logging
-import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
-from pathlib import Path
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakValueDictionary
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
@@ -23,14 +21,7 @@ from serving.runner import request_id
 from serving.settings import settings
 from serving.tasks.digest import digest
 from serving.tasks.files import ANSWERED, ASKED, Entry, Folder
-from serving.tasks.records import (
-    CannotKeep,
-    HasEnded,
-    KeyReused,
-    Record,
-    Status,
-    TooManyTasks,
-)
+from serving.tasks.records import CannotKeep, HasEnded, KeyReused, Record, Status, TooManyTasks
 from serving.tasks.table import Table
 from serving.tasks.webhooks import Webhooks, choose_url
 
@@ -43,6 +34,7 @@ RETRY_SECONDS = 5
 SWEEP_SECONDS = 60
 SWEEP_ROWS = 200  # at a time
 ORPHAN_SECONDS = 3600
+SWEEPS_PER_SEARCH = 60  # all files are listed for it
 # What says how a request's body is to be read, and answered.
 HEADERS = ("content-type", "content-disposition", "accept")
 OF_A_MOMENT = ("connection", "content-length", "retry-after")  # what no later answer has
@@ -53,19 +45,16 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class Tasks:
+class Work:
     """A service's tasks. Its worker answers them like any request; here they wait for that."""
 
-    def __init__(self, service: "Service[Any]") -> None:
+    def __init__(self, service: "Service[Any]", table: Table, files: Folder) -> None:
         self.service = service
         self.parsers: dict[str, Parse] = {}  # of each endpoint
-        folder = Path(settings.tasks_dir)
-        self.table = Table(folder)
-        self.files = Folder(folder / "files")
+        self.table = table
+        self.files = files
         self.webhooks = Webhooks(self.table, self.files)
-        self.waiting: dict[str, float] = {}  # since when; the first is the next
         self.running: dict[str, asyncio.Task[Entry]] = {}
-        self._ends = WeakValueDictionary[str, asyncio.Event]()  # of tasks that somebody waits for
 
     @property
     def is_open(self) -> bool:
@@ -80,12 +69,8 @@ class Tasks:
         """
         worker = self.service.worker
         worker.starting.add(PART)
-        self._is_closing = False
         # Here, as TestClient has another event loop each time.
-        self._more = asyncio.Condition()  # are waiting, or the service ends
         self._checking = asyncio.Lock()  # a file, which takes many times its size when decoded
-        self._changing = asyncio.Lock()  # a task's status
-        self._adding = asyncio.Lock()  # a task that has a key
         # For what was begun before: the process may have ended with one of these.
         self._alone = asyncio.Lock()
         opened, closing = asyncio.Event(), asyncio.Event()
@@ -106,38 +91,44 @@ class Tasks:
     async def _live(self, opened: asyncio.Event, closing: asyncio.Event) -> None:
         try:
             async with self.table.open():
-                await asyncio.to_thread(self.files.open)
-                unfinished = await self.table.unfinished()
-                self.waiting = {record.id: record.created for record in unfinished}
+                await self._prepare()
                 self.service.worker.starting.discard(PART)
                 opened.set()
                 await self._serve(closing)
         except Exception:
             if not self.service.worker.is_served:
                 raise
-            logger.critical("The tasks cannot be kept in %s", self.table.folder, exc_info=True)
+            logger.critical("The tasks cannot be kept in %s", settings.tasks_dir, exc_info=True)
             self.service.worker.fail()
         finally:
             opened.set()  # or never will be
 
+    async def _prepare(self) -> None:
+        """Get ready to work, now that the table is open."""
+        await asyncio.to_thread(self.files.open)
+
     async def _serve(self, closing: asyncio.Event) -> None:
-        """Work on tasks until the service ends; what runs then has the time of a request."""
-        helpers = [asyncio.create_task(self._sweep())]
-        if settings.webhook_secret:  # without one nobody is told
-            helpers.append(asyncio.create_task(self.webhooks.deliver()))
-        hands = [asyncio.create_task(self._work()) for _ in range(settings.task_concurrency)]
+        """Work on tasks until the service ends."""
+        loops = self._loops()
         end = asyncio.create_task(closing.wait())
-        await asyncio.wait([end, *helpers, *hands], return_when=asyncio.FIRST_COMPLETED)
-        for each in (*helpers, *hands):
+        await asyncio.wait([end, *loops], return_when=asyncio.FIRST_COMPLETED)
+        for each in loops:
             if each.done():
                 each.result()  # raises what nobody has foreseen
-        async with self._more:
-            self._is_closing = True
-            self._more.notify_all()
-        await asyncio.wait(hands, timeout=settings.infer_timeout_seconds)
-        for task in (*helpers, *hands, *self.running.values()):
+        await self._close()
+        for task in (*loops, *self.running.values()):
             task.cancel()
-        await asyncio.wait([*helpers, *hands])
+        await asyncio.wait(loops)
+
+    def _loops(self) -> list[asyncio.Task[None]]:
+        """Begin with all that goes on until the service ends."""
+        loops = [self._sweep()]
+        if settings.webhook_secret:  # without one nobody is told
+            loops.append(self.webhooks.deliver())
+        return [asyncio.create_task(each) for each in loops]
+
+    async def _close(self) -> None:
+        """Let what runs end, as far as its request does not wait for that."""
 
     async def add(self, request: Request, path: str, owner: str) -> Record:
         """Return the task that a request becomes, or has become when its key came before.
@@ -162,89 +153,77 @@ class Tasks:
             request_id=request_id.get(),
             webhook=webhook,
         )
-        key = request.headers.get("idempotency-key")
-        if not key:
-            return await self._keep(record, asked)
-        record.id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{owner}\n{path}\n{key}"))
-        async with self._adding:
-            found = await self.table.find(record.id)
-            if found and found.digest != record.digest:
-                raise KeyReused
-            return found or await self._keep(record, asked)
+        kept = None
+        if key := request.headers.get("idempotency-key"):
+            record.id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{owner}\n{path}\n{key}"))
+            kept = await self.table.find(record.id)
+        kept = kept or await self._keep(record, asked)
+        if kept.digest != record.digest:
+            raise KeyReused
+        return kept
 
     async def _keep(self, record: Record, asked: Entry) -> Record:
-        """Write a task down: first what it asks, then that there is something to be done."""
-        if len(self.waiting) >= settings.max_queued_tasks:
+        """Write a task down, what it asks first; or return the one that has its id already.
+
+        Where that fails between the two, a later sweep removes what was asked.
+        """
+        if await self._is_full():
             raise TooManyTasks
         try:
-            await asyncio.to_thread(self.files.write, record.id, ASKED, asked)
-            await self.table.save(record)
-        except (OSError, sqlite3.Error) as error:
+            await asyncio.to_thread(self.files.write, record.name, ASKED, asked)
+            kept = await self.table.add(record)
+        except (OSError, CannotKeep) as error:
             logger.exception("A task cannot be kept")
-            await asyncio.to_thread(self.files.remove, record.id)
             raise CannotKeep from error
-        logger.info("Task %s is accepted", record.id)
-        async with self._more:
-            self.waiting[record.id] = record.created
-            self._more.notify()
-        return record
+        if kept is record:
+            logger.info("Task %s is accepted", record.id)
+            await self._enqueue(record)
+        return kept
 
-    def end_of(self, task_id: str) -> asyncio.Event:
-        """Return what is set when a task ends; to be held as long as somebody waits for it."""
-        event = self._ends.get(task_id) or asyncio.Event()
-        self._ends[task_id] = event
-        return event
+    async def _is_full(self) -> bool:
+        """Tell whether as many tasks wait as MAX_QUEUED_TASKS allows."""
+        raise NotImplementedError
 
-    async def answer_to(self, task_id: str) -> Entry | None:
-        """Return what a task was answered; None where it was not."""
-        return await asyncio.to_thread(self.files.read, task_id, ANSWERED)
+    async def _enqueue(self, record: Record) -> None:
+        """Have a task done that has been written down."""
+        raise NotImplementedError
+
+    async def until_ended(self, task_id: str) -> None:
+        """Return when a task has ended, or is no longer there."""
+        raise NotImplementedError
+
+    async def answer_to(self, record: Record) -> Entry | None:
+        """Return what a task was answered; None where it was not. Raises CannotKeep."""
+        try:
+            return await asyncio.to_thread(self.files.read, record.name, ANSWERED)
+        except OSError as error:
+            raise CannotKeep from error
 
     async def cancel(self, task_id: str) -> Record:
         """Have a task not begun, or its answer dropped. Raises HasEnded."""
-        async with self._changing:
-            record = await self.table.find(task_id)
-            if not record or record.status.is_final:
-                raise HasEnded
-            await self._finish(record, Status.CANCELED)
-            self.waiting.pop(task_id, None)
-            if run := self.running.get(task_id):
-                run.cancel()
+        record = await self._finish(task_id, Status.CANCELED)
+        if run := self.running.get(task_id):
+            run.cancel()
         return record
 
-    async def _work(self) -> None:
-        """Do one task after the other; as many of these run as TASK_CONCURRENCY says."""
-        while task_id := await self._next():
-            record = await insist(partial(self.table.find, task_id))
-            if record:
-                request_id.set(record.request_id)
-                async with self._alone if record.attempts else nullcontext():
-                    await self._do(record)
-            self.running.pop(task_id, None)
-
-    async def _next(self) -> str | None:
-        """Return the task that has waited longest; None when the service ends."""
-        async with self._more:
-            await self._more.wait_for(lambda: self.waiting or self._is_closing)
-            if self._is_closing:
-                return None
-            task_id = next(iter(self.waiting))
-            del self.waiting[task_id]
-            return task_id
-
     async def _do(self, record: Record) -> None:
-        answer = await insist(partial(self.answer_to, record.id))
-        if not answer and record.attempts >= settings.task_attempts:
-            answer = failure(f"Begun {record.attempts} times; the last time the service ended.")
-        answer = answer or await self._run(record.id)
-        if answer:
-            await insist(partial(self._end, record.id, answer))
+        """Have a task answered, by the model or because it cannot be."""
+        request_id.set(record.request_id)
+        async with self._alone if record.attempts else nullcontext():
+            answer = await insist(partial(self.answer_to, record))
+            if not answer and record.attempts >= settings.task_attempts:
+                answer = failure(f"Begun {record.attempts} times; the last time the service ended.")
+            answer = answer or await self._run(record.id)
+            if answer:
+                await insist(partial(self._end, record, answer))
+        self.running.pop(record.id, None)
 
     async def _run(self, task_id: str) -> Entry | None:
         """Return what the task is answered; None where it is canceled."""
         record = await insist(partial(self._begin, task_id))
         if not record:
             return None
-        asked = await insist(partial(asyncio.to_thread, self.files.read, task_id, ASKED))
+        asked = await insist(partial(asyncio.to_thread, self.files.read, record.name, ASKED))
         if not asked:
             return failure("What this task asked is lost.")
         run = self.running[task_id] = asyncio.create_task(self._ask(record, asked))
@@ -252,17 +231,21 @@ class Tasks:
         return None if run.cancelled() else run.result()
 
     async def _begin(self, task_id: str) -> Record | None:
-        """Write down that the task is begun, before it is; None where it is canceled."""
-        async with self._changing:
-            record = await self.table.find(task_id)
-            if not record or record.status.is_final:
-                return None
-            record.status = Status.RUNNING
-            record.attempts += 1
-            record.started = record.started or time.time()
-            await self.table.save(record)
+        """Write down that the task is begun, before it is; None where it has ended."""
+        try:
+            record = await self.table.change(task_id, self._mark_begun)
+        except HasEnded:
+            return None
+        if record:
             logger.info("Task %s begins, attempt %d", record.id, record.attempts)
-            return record
+        return record
+
+    def _mark_begun(self, record: Record) -> None:
+        if record.status.is_final:
+            raise HasEnded
+        record.status = Status.RUNNING
+        record.attempts += 1
+        record.started = record.started or time.time()
 
     async def _ask(self, record: Record, asked: Entry) -> Entry:
         """Have the service answer, as soon as it can."""
@@ -292,45 +275,51 @@ class Tasks:
                 begun = await insist(partial(self._begin, record.id))
                 record = begun or record
 
-    async def _end(self, task_id: str, answer: Entry) -> None:
-        """Write down the answer, then that there is one."""
-        await asyncio.to_thread(self.files.write, task_id, ANSWERED, answer)
-        async with self._changing:
-            record = await self.table.find(task_id)
-            if not record or record.status.is_final:
-                return
-            is_error = answer.head["status"] >= ERRORS
-            await self._finish(record, Status.FAILED if is_error else Status.SUCCEEDED)
+    async def _end(self, record: Record, answer: Entry) -> None:
+        """Write down the answer, then that there is one, unless the task was canceled."""
+        await asyncio.to_thread(self.files.write, record.name, ANSWERED, answer)
+        is_error = answer.head["status"] >= ERRORS
+        with suppress(HasEnded):
+            await self._finish(record.id, Status.FAILED if is_error else Status.SUCCEEDED)
 
-    async def _finish(self, record: Record, status: Status) -> None:
-        record.status, record.ended = status, time.time()
-        self.webhooks.announce(record)
-        await self.table.save(record)
-        if event := self._ends.get(record.id):
-            event.set()
+    async def _finish(self, task_id: str, status: Status) -> Record:
+        """Write down that a task has ended. Raises HasEnded where it had, or is gone."""
+
+        def finish(record: Record) -> None:
+            if record.status.is_final:
+                raise HasEnded
+            record.status, record.ended = status, time.time()
+            self.webhooks.announce(record)
+
+        record = await self.table.change(task_id, finish)
+        if not record:
+            raise HasEnded
         logger.info("Task %s: %s", record.id, status)
+        return record
 
     async def _sweep(self) -> None:
         """Remove what has expired, and what was written for tasks that were never accepted."""
         seconds = settings.result_ttl_hours * 3600
-        while True:
+        for number in count():
             try:
                 await self._remove_ended(time.time() - seconds)
-                await self._remove_orphans(time.time() - ORPHAN_SECONDS)
-            except (OSError, sqlite3.Error):
+                if number % SWEEPS_PER_SEARCH == 0:
+                    await self._remove_orphans(time.time() - ORPHAN_SECONDS)
+            except (OSError, CannotKeep):
                 logger.exception("What has expired cannot be removed")
             await asyncio.sleep(min(SWEEP_SECONDS, seconds))
 
     async def _remove_ended(self, before: float) -> None:
         while expired := await self.table.ended_before(before, SWEEP_ROWS):
-            await self.table.remove([record.id for record in expired])
+            await self.table.remove(expired)
             for record in expired:
-                await asyncio.to_thread(self.files.remove, record.id)
+                await asyncio.to_thread(self.files.remove, record.name)
 
     async def _remove_orphans(self, before: float) -> None:
-        for task_id in await asyncio.to_thread(self.files.older_than, before):
-            if not await self.table.find(task_id):
-                await asyncio.to_thread(self.files.remove, task_id)
+        for name in await asyncio.to_thread(self.files.older_than, before):
+            record = await self.table.find(name.partition(".")[0])
+            if not record or record.name != name:
+                await asyncio.to_thread(self.files.remove, name)
 
 
 class Source:
@@ -349,11 +338,11 @@ class Source:
 
 
 async def insist(step: Callable[[], Awaitable[T]]) -> T:
-    """Return what a step returns, as soon as the disk lets it."""
+    """Return what a step returns, as soon as what keeps the tasks lets it."""
     while True:
         try:
             return await step()
-        except (OSError, sqlite3.Error):
+        except (OSError, CannotKeep):
             logger.exception("A task cannot go on; trying again in %d s", RETRY_SECONDS)
         await asyncio.sleep(RETRY_SECONDS)
 

@@ -33,6 +33,7 @@ context.set_forkserver_preload(
         *("fastapi", "fastapi_offline", "httptools", "numpy", "PIL.ImageOps", "prometheus_client"),
         *("pydantic.v1", "pydantic_settings", "pythonjsonlogger.json", "threadpoolctl"),
         *("uvicorn", "uvloop"),
+        *(["celery.app.base", "redis.asyncio"] * (ROOT / "serving/tasks/worker.py").exists()),
     ]
 )
 

@@ -1,0 +1,1 @@
+"""Predictions that outlast their requests: accepted, kept on disk, and answered later."""
