@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from statistics import mean
 
 from benchmarks.files import files
+from benchmarks.later import later
 from benchmarks.overload import floods
 from benchmarks.peers import HOME
 from benchmarks.processes import Loop, Sample, Server, load
@@ -70,10 +71,28 @@ def beside(limit: Loop | None, turn: Iterable[Sample]) -> Iterator[Sample]:
         before = after
 
 
+def take_turns(benchmark: Benchmark, pattern: str, seconds: int, repeats: int) -> list[Sample]:
+    """Measure one benchmark, of whose subjects those count whose names have the pattern."""
+    turns = benchmark.turns * repeats
+    match benchmark.name:
+        case "b4":
+            return starts(repeats)
+        case "b5":
+            return floods(benchmark, 2 * seconds, repeats)
+        case "b7":
+            return files(repeats)
+        case "b8":
+            return tokens(benchmark, benchmark.stretch * seconds, turns)
+        case "b10":
+            return later(repeats)
+    subjects = [each for each in benchmark.subjects() if re.search(pattern, each.name)]
+    return measure(benchmark, subjects, seconds, turns)
+
+
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="b1 to b9; several with commas")
+    parser.add_argument("--only", default="", help="b1 to b10; several with commas")
     parser.add_argument("--subjects", default="", help="a pattern of the names of those to run")
     parser.add_argument("--seconds", type=int, default=3, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
@@ -92,26 +111,7 @@ def main() -> None:
     )
     for name in names:
         print(every[name].title, end=" ", flush=True)
-        if every[name].connections:
-            subjects = [
-                subject
-                for subject in every[name].subjects()
-                if re.search(arguments.subjects, subject.name)
-            ]
-            turns = every[name].turns * arguments.repeats
-            samples = measure(every[name], subjects, arguments.seconds, turns)
-        elif name == "b5":
-            samples = floods(every[name], 2 * arguments.seconds, arguments.repeats)
-        elif name == "b7":
-            samples = files(arguments.repeats)
-        elif name == "b8":
-            samples = tokens(
-                every[name],
-                every[name].stretch * arguments.seconds,
-                every[name].turns * arguments.repeats,
-            )
-        else:
-            samples = starts(arguments.repeats)
+        samples = take_turns(every[name], arguments.subjects, arguments.seconds, arguments.repeats)
         file = HOME / f"{name}.json"
         file.write_text(json.dumps(samples, indent=1), encoding="utf-8")
         for (subject, connections), figures in medians(samples).items():

@@ -18,7 +18,7 @@ PYTHON = "3.11"  # the one that all peers support, torch's build for the CPU inc
 CLASSIFIER = {"model_type": "onnxruntime", "input_kind": "image"}
 # Between them, these declare what each rendered service of the benchmarks needs.
 RENDERED: list[dict[str, str]] = [
-    {"model_type": "custom", "input_kind": "json"},
+    {"model_type": "custom", "input_kind": "json", "predictions": "celery"},
     CLASSIFIER,
     {"preset": "minilm"},
     {"preset": "smollm2"},

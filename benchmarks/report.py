@@ -42,6 +42,7 @@ PACKAGES = {
     "b7": WEB,
     "b8": (*WEB, "xllamacpp"),
     "b9": EMBEDDING,
+    "b10": (*WEB, "celery", "redis", "bentoml"),
 }
 MEASURES = {
     "health": "alive",
@@ -109,6 +110,12 @@ contract `openai`, beside `POST /embed` of the same service. The limit is the wo
 of 1. Both answers have 384 numbers as text; that of OpenAI's API counts the tokens as well. With
 `batching`, requests to `/embed` would share calls of the model (B3); those to `/v1/embeddings` have
 a call each, for all the texts that they bring.""",
+    "b10": """\
+480 tasks from 16 clients, which then ask what has become of each; the time ends when the last end is
+seen. All that a task needs has one core: the service, and for `celery` Redis, with `appendfsync
+always`, and a worker. Both engines have a task on the disk before they accept it; BentoML keeps its
+tasks in memory, and loses them with its process. Requests are those of 16 clients that wait for
+their answers, to the same service. The generator is `benchmarks/later.py`.""",
 }
 
 
@@ -457,7 +464,26 @@ def token_table(figures: Figures) -> str:
     return load_table(figures, "tokens/s", "llama.cpp's", "first: ")
 
 
-TABLES = {"b4": start_table, "b5": flood_table, "b7": file_table, "b8": token_table}
+def task_table(figures: Figures) -> str:
+    """Return how fast tasks are done, how soon they are accepted, and what more they cost."""
+    lines = [
+        "| | tasks/s | accepted: p50 ms | p99 ms | CPU ms | requests/s | ms more than a request |",
+        f"|---|{'---:|' * 6}",
+    ]
+    for (subject, _), x in figures.items():
+        more = 1e3 / x["rate"] - 1e3 / x["sync"]
+        accepted = f"{x['p50']:.1f} | {x['p99']:.1f} | {x['cpu']:.2f}"
+        lines.append(f"| {subject} | {x['rate']:.0f} | {accepted} | {x['sync']:.0f} | {more:.2f} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "b4": start_table,
+    "b5": flood_table,
+    "b7": file_table,
+    "b8": token_table,
+    "b10": task_table,
+}
 
 
 def floor_table(benchmark: str, figures: Figures) -> str:
@@ -500,6 +526,11 @@ def plot(benchmark: str, figures: Figures) -> str:
         return bars(
             "seconds to the answer",
             {subject: {"one at a time": x["seconds"]} for (subject, _), x in figures.items()},
+        )
+    if benchmark == "b10":
+        return bars(
+            "tasks per second",
+            {subject: {"16 clients": x["rate"]} for (subject, _), x in figures.items()},
         )
     rows: dict[str, dict[str, float]] = {}
     lines: dict[str, float] = {}

@@ -301,6 +301,7 @@ BENCHMARKS = [
         turns=2,
         limit="offline, batches of 1",
     ),
+    Benchmark("b10", "B10: answers later, with the model of B1", list, ()),
 ]
 
 

@@ -1,4 +1,4 @@
-"""BentoML: `bentoml serve bento:Noop`, `Classify` or `Encode`.
+"""BentoML: `bentoml serve bento:Noop`, `Classify`, `Encode` or `Later`.
 
 One worker, for the one core. bento.yaml turns access log, metrics and monitoring off. The no-op is
 `async`, which spares it the hand-over to a thread; the others compute, and its documentation wants
@@ -51,3 +51,13 @@ class Encode:
     def infer(self, texts: list[str]) -> list[list[float]]:
         """Embed a batch."""
         return self.encoder.run(texts)
+
+
+@bentoml.service(workers=1)
+class Later:
+    """Gives back what it got, when it is asked for."""
+
+    @bentoml.task(route="/infer")
+    def infer(self, values: list[float]) -> dict[str, Any]:
+        """Return the same numbers."""
+        return {"values": values}
