@@ -111,8 +111,8 @@ of 1. Both answers have 384 numbers as text; that of OpenAI's API counts the tok
 `batching`, requests to `/embed` would share calls of the model (B3); those to `/v1/embeddings` have
 a call each, for all the texts that they bring.""",
     "b10": """\
-480 tasks from 16 clients, which then ask what has become of each; the time ends when the last end is
-seen. All that a task needs has one core: the service, and for `celery` Redis, with `appendfsync
+480 tasks from 16 clients, which then ask what has become of each; the time ends when the last end
+is seen. All that a task needs has one core: the service, and for `celery` Redis, with `appendfsync
 always`, and a worker. Both engines have a task on the disk before they accept it; BentoML keeps its
 tasks in memory, and loses them with its process. Requests are those of 16 clients that wait for
 their answers, to the same service. The generator is `benchmarks/later.py`.""",

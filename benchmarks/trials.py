@@ -359,10 +359,10 @@ def send(subject: Subject) -> None:
 def count(subject: Subject) -> Counts:
     """Wait for each task's end."""
     counts = Counts(accepted=len(subject.ids), refused=subject.refused)
-    deadline = time.monotonic() + END_SECONDS
     told: Counter[int] = Counter()
     for number, task_id in enumerate(subject.ids):
         task: dict[str, Any] = {"status": "queued"}
+        deadline = time.monotonic() + END_SECONDS
         while task.get("status") in ("queued", "running") and time.monotonic() < deadline:
             task = subject.ask(f"{ROUTE}/{task_id}?wait=10").json()
         has_failed = task.get("status") == "failed"
