@@ -73,6 +73,7 @@ RENDERS: dict[str, dict[str, Any]] = {
         "input_kind": "json",
         "predictions": "celery",
         "auth": "api-key",
+        "deploy": ["kubernetes", "autoscaling", "kserve"],
     },
     "pytorch-batch-plain": {
         "model_type": "pytorch",

@@ -169,8 +169,8 @@ def test_ticket(project: Path, tmp_path: Path) -> None:
 
 
 def test_what_keda_asks(project: Path, tmp_path: Path) -> None:
-    """The two keys of keda.yaml are those that tell of tasks that wait, and of those that run."""
-    scaled = yaml.safe_load((project / "keda.yaml").read_text(encoding="utf-8"))
+    """The two keys of keda-tasks.yaml tell of tasks that wait, and of tasks that run."""
+    scaled = yaml.safe_load((project / "keda-tasks.yaml").read_text(encoding="utf-8"))
     waiting, taken = (each["metadata"]["listName"] for each in scaled["spec"]["triggers"])
     with (
         running_redis(tmp_path) as redis,

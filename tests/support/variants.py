@@ -32,7 +32,13 @@ CYCLED: dict[str, list[Any]] = {
     "contracts": [CONTRACTS, (), *((contract,) for contract in CONTRACTS)],
     "system_packages": ["", "libgl1 ffmpeg"],
     "startup_minutes": [10, 45],
-    "deploy": [("kubernetes",), ()],
+    "deploy": [
+        ("kubernetes",),
+        (),
+        ("kubernetes", "autoscaling"),
+        ("kserve",),
+        ("kubernetes", "kserve-knative"),
+    ],
     "auth": ["none", "api-key", "jwt"],
 }
 
@@ -198,7 +204,9 @@ def _with_others(cells: list[Variant]) -> Iterator[Variant]:
                 pairs = (frozenset({(question, value), other}) for other in fixed.items())
                 return sum(pair not in seen for pair in pairs)
 
-            refused = "local" if others.get("replicas") else None  # they need another queue
+            # Several processes or pods need another queue.
+            are_several = others.get("replicas") or {*others.get("deploy", ())} - {"kubernetes"}
+            refused = "local" if are_several else None
             others[question] = max((each for each in values if each != refused), key=new_pairs)
             pairs = combinations((axes | others).items(), 2)
             seen.update(frozenset(pair) for pair in pairs)

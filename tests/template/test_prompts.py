@@ -76,7 +76,13 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         "keeps its queue in one process",
     ),
     "unknown-input": (["input_kind=text"], "'image', 'image-params', 'image-batch'"),
-    "manifest-that-is-not-there": (["deploy=[helm]"], "'kubernetes'"),
+    "manifest-that-is-not-there": (["deploy=[helm]"], "'kubernetes', 'autoscaling', 'kserve'"),
+    "pods-of-nothing": (["deploy=[autoscaling]"], "use [kubernetes, autoscaling]"),
+    "two-modes": (["deploy=[kserve,kserve-knative]"], "choose one of them"),
+    "several-pods-with-one-queue": (
+        ["predictions=local", "deploy=[kserve]"],
+        "keeps its tasks in one pod",
+    ),
     "empty-description": (["project_description= "], "'Reads the text in scanned pages'"),
     "description-with-quote": (
         ['project_description=Says "hi"'],

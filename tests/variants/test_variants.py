@@ -197,6 +197,7 @@ PROBES = {
     "startupProbe": {"periodSeconds": 10},
 }
 INFER_TIMEOUT_SECONDS = 60  # MS-17
+MAX_QUEUE_SIZE = 64
 # What a template engine leaves behind when it is not done; "${{" is for GitHub.
 RESIDUE = re.compile(r"(?<!\$)\{\{ |\{%|%\}|\{#|jinja|Undefined")
 
@@ -247,14 +248,24 @@ def expected_files(variant: Variant) -> set[str]:
     files |= {"serving/archive.py"} if variant.input_kind == "image-batch" else set()
     for feature in variant.features:
         files |= FEATURE_FILES[feature]
-    if "kubernetes" in others["deploy"]:
-        files.add("k8s.yaml")
-        files |= {"k8s-batch-job.yaml"} if "batch-jobs" in variant.features else set()
     if others["auth"] != "none":
         files |= {"serving/auth.py", "tests/conformance/test_auth.py"}
         if "oip-grpc" in others["contracts"]:
             files.add("serving/contracts/oip/grpc_auth.py")
-    return files | files_of_contracts(variant) | files_of_tasks(variant)
+    return files | files_of_deploy(variant) | files_of_contracts(variant) | files_of_tasks(variant)
+
+
+def files_of_deploy(variant: Variant) -> set[str]:
+    """Return the manifests."""
+    deploy = dict(variant.others)["deploy"]
+    files: set[str] = set()
+    if "kubernetes" in deploy:
+        files |= {"k8s.yaml", *(["k8s-batch-job.yaml"] if "batch-jobs" in variant.features else [])}
+    if "autoscaling" in deploy:
+        files |= {"hpa.yaml", *(["keda.yaml"] if "observability" in variant.features else [])}
+    if {"kserve", "kserve-knative"} & {*deploy}:
+        files.add("kserve.yaml")
+    return files
 
 
 def files_of_tasks(variant: Variant) -> set[str]:
@@ -268,7 +279,7 @@ def files_of_tasks(variant: Variant) -> set[str]:
     if others["predictions"] == "celery":
         files |= CLUSTER
         if "kubernetes" in others["deploy"]:
-            files |= {"k8s-tasks.yaml", "keda.yaml"}
+            files |= {"k8s-tasks.yaml", "keda-tasks.yaml"}
     return files
 
 
@@ -429,6 +440,54 @@ def test_deployment(variant: Variant, project: Path) -> None:
             check_once("kubernetes-validate", "--strict", file=project / "k8s-tasks.yaml")
             check_workers(project)
 
+    if "autoscaling" in others["deploy"]:
+        check_once("kubernetes-validate", "--strict", file=project / "hpa.yaml")
+        check_autoscaling(project)
+    if "kserve.yaml" in files_in(project):
+        check_inference_service(variant, project)
+
+
+def check_autoscaling(project: Path) -> None:
+    """See that both forms scale the Deployment of k8s.yaml, and that it says no number itself."""
+    deployment = manifests.load(project / "k8s.yaml")["Deployment"]
+    assert "replicas" not in deployment["spec"]
+    name = deployment["metadata"]["name"]
+    scaled = manifests.load(project / "hpa.yaml")["HorizontalPodAutoscaler"]["spec"]
+    target = {"apiVersion": deployment["apiVersion"], "kind": "Deployment", "name": name}
+    assert scaled["scaleTargetRef"] == target
+    if (project / "keda.yaml").exists():
+        by_keda = manifests.load(project / "keda.yaml")["ScaledObject"]["spec"]
+        assert by_keda["scaleTargetRef"] == {"name": name}
+        [trigger] = by_keda["triggers"]
+        assert int(trigger["metadata"]["threshold"]) <= MAX_QUEUE_SIZE
+        counted = (project / "serving" / "metrics.py").read_text(encoding="utf-8")
+        for metric in re.findall(r"(\w+)\{", trigger["metadata"]["query"]):
+            assert f'"{metric}"' in counted
+
+
+def check_inference_service(variant: Variant, project: Path) -> None:
+    """See that KServe's pods are as safe as others, and have what its two modes allow."""
+    service = manifests.load(project / "kserve.yaml")["InferenceService"]
+    pod = service["spec"]["predictor"]
+    [container] = pod["containers"]
+    assert not manifests.violations(pod)
+    assert container["name"] == "kserve-container"
+    env = {variable["name"]: variable.get("value") for variable in container["env"]}
+    others = dict(variant.others)
+    speaks = bool({"oip", "oip-grpc"} & {*others["contracts"]})
+    assert env.get("PROTOCOL") == ("v2" if speaks else None)
+    ports = [port["name"] for port in container["ports"]]
+    is_knative = "kserve-knative" in others["deploy"]
+    mode = service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"]
+    assert mode == ("Knative" if is_knative else "Standard")
+    assert ports[0] == "http1"
+    if is_knative:  # it sets PORT, and takes neither a second port nor what concerns the pod
+        assert (ports, "PORT" in env) == (["http1"], False)
+        assert not {"terminationGracePeriodSeconds", "securityContext"} & pod.keys()
+    assert {each["name"] for each in container["volumeMounts"]} == {
+        each["name"] for each in pod["volumes"]
+    }
+
 
 def check_manifest(variant: Variant, project: Path) -> None:
     """See that k8s.yaml has what spec and answers ask for, and that its parts fit each other."""
@@ -506,7 +565,7 @@ def check_workers(project: Path) -> None:
     assert (policy["podSelector"]["matchLabels"], "ingress" in policy) == (labels, False)
     for kind, selector in manifests.selectors(documents).items():
         assert not selector.items() <= labels.items(), kind
-    scaled = manifests.load(project / "keda.yaml")["ScaledObject"]["spec"]
+    scaled = manifests.load(project / "keda-tasks.yaml")["ScaledObject"]["spec"]
     assert scaled["scaleTargetRef"]["name"] == found["Deployment"]["metadata"]["name"]
     assert scaled["minReplicaCount"] == 0
     composed = yaml.safe_load((project / "compose.celery.yaml").read_text(encoding="utf-8"))

@@ -128,7 +128,7 @@ class Work:
         return [asyncio.create_task(each) for each in loops]
 
     async def _close(self) -> None:
-        """Let what runs end, as far as its request does not wait for that."""
+        """Wait for what runs, where no request does that."""
 
     async def add(self, request: Request, path: str, owner: str) -> Record:
         """Return the task that a request becomes, or has become when its key came before.

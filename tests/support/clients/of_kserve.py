@@ -1,8 +1,12 @@
 """Drives the two clients of KServe's SDK, for HTTP and for gRPC."""
 
 import asyncio
+import re
+from collections.abc import Iterator
 from typing import Any
 
+import kserve
+import kubernetes.client
 from kserve import InferInput, InferRequest
 from kserve.inference_client import InferenceGRPCClient, InferenceRESTClient, RESTConfig
 from kserve.protocol.infer_type import RequestedOutput
@@ -84,5 +88,28 @@ def about(address: str, model: str, *, grpc: bool) -> dict[str, bool]:
     return asyncio.run(ask())
 
 
+def unknown(document: dict[str, Any]) -> list[str]:
+    """Return the keys of an InferenceService that its models, and Kubernetes', do not have."""
+    return list(find_unknown(document, "V1beta1InferenceService", ""))
+
+
+def find_unknown(value: Any, kind: str, path: str) -> Iterator[str]:
+    """Yield what is wrong in a value of a kind as OpenAPI Generator names it."""
+    if inner := re.fullmatch(r"list\[(.+)\]", kind):
+        for number, item in enumerate(value):
+            yield from find_unknown(item, inner[1], f"{path}[{number}]")
+    elif inner := re.fullmatch(r"dict\(str, (.+)\)", kind):
+        for key, item in value.items():
+            yield from find_unknown(item, inner[1], f"{path}.{key}")
+    elif model := getattr(kserve, kind, None) or getattr(kubernetes.client, kind, None):
+        names = {key: name for name, key in model.attribute_map.items()}
+        for key, item in value.items():
+            where = f"{path}.{key}".removeprefix(".")
+            if key in names:
+                yield from find_unknown(item, model.openapi_types[names[key]], where)
+            else:
+                yield f"{where}: no key of {kind}"
+
+
 if __name__ == "__main__":
-    serve({"about": about, "infer": infer})
+    serve({"about": about, "infer": infer, "unknown": unknown})

@@ -68,6 +68,11 @@ class Tasks(Work):
             with suppress(CannotKeep, HasEnded):
                 await self.table.change(record.id, make_due)
 
+    async def _see_to(self, record: Record) -> None:
+        """Send the message again: whoever did not live to say 202 may not have sent it, either."""
+        if record.status is Status.QUEUED:
+            await self._enqueue(record)
+
     async def until_ended(self, task_id: str) -> None:
         """Return when a task has ended, or is no longer there."""
         record = await self.table.find(task_id)

@@ -128,7 +128,7 @@ class Work:
         return [asyncio.create_task(each) for each in loops]
 
     async def _close(self) -> None:
-        """Let what runs end, as far as its request does not wait for that."""
+        """Wait for what runs, where no request does that."""
 
     async def add(self, request: Request, path: str, owner: str) -> Record:
         """Return the task that a request becomes, or has become when its key came before.
@@ -157,6 +157,8 @@ class Work:
         if key := request.headers.get("idempotency-key"):
             record.id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{owner}\n{path}\n{key}"))
             kept = await self.table.find(record.id)
+            if kept:
+                await self._see_to(kept)
         kept = kept or await self._keep(record, asked)
         if kept.digest != record.digest:
             raise KeyReused
@@ -187,6 +189,9 @@ class Work:
     async def _enqueue(self, record: Record) -> None:
         """Have a task done that has been written down."""
         raise NotImplementedError
+
+    async def _see_to(self, record: Record) -> None:
+        """Do what a process left undone that wrote a task down and then ended."""
 
     async def until_ended(self, task_id: str) -> None:
         """Return when a task has ended, or is no longer there."""
