@@ -62,8 +62,16 @@ CHOICES = {
         "model-engine",
         "openai",
     ],
+    "predictions": [
+        "none",
+        "local",
+        "celery",
+    ],
     "deploy": [
         "kubernetes",
+        "autoscaling",
+        "kserve",
+        "kserve-knative",
     ],
     "auth": [
         "none",
