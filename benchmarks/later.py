@@ -44,7 +44,7 @@ class Protocol(NamedTuple):
 PROTOCOLS = {
     "ours": Protocol("/infer/tasks", "/infer/tasks/{}", ("queued", "running"), "succeeded", "id"),
     "bentoml": Protocol(
-        "/infer/submit", "/infer/status?task_id={}", ("in_progress",), "success", "task_id"
+        "/infer/submit", "/infer/status?task_id={}", ("in_progress",), "completed", "task_id"
     ),
 }
 

@@ -115,7 +115,8 @@ a call each, for all the texts that they bring.""",
 is seen. All that a task needs has one core: the service, and for `celery` Redis, with `appendfsync
 always`, and a worker. Both engines have a task on the disk before they accept it; BentoML keeps its
 tasks in memory, and loses them with its process. Requests are those of 16 clients that wait for
-their answers, to the same service. The generator is `benchmarks/later.py`.""",
+their answers, to the same service. CPU is the service's alone, per task. The generator is
+`benchmarks/later.py`.""",
 }
 
 

@@ -28,6 +28,7 @@ SAMPLES: dict[str, list[Any]] = {
 SEVERAL = [name for name, question in questions().items() if question.get("multiselect")]
 NOTHING: dict[str, Any] = {name: [] for name in SEVERAL}
 EVERYTHING: dict[str, Any] = {name: choices(name) for name in SEVERAL}
+EVERYTHING["deploy"].remove("kserve-knative")  # another form of the same file
 
 Edit = Callable[[Path], None]
 # The services that the answers are changed of: the answers, and what the owner did to main.py.
@@ -76,6 +77,15 @@ def rejection(answers: dict[str, Any], question: str, value: Any) -> str | None:
         return f"{model_type} does not run on {value}: choose "
     if question == "python_version" and value not in row["pythons"]:
         return f"{model_type} has no packages for Python {value}: choose "
+    return rejection_of_manifests(value) if question == "deploy" else None
+
+
+def rejection_of_manifests(names: list[str]) -> str | None:
+    """Return the words with which manifests are rejected that do not go together."""
+    if "autoscaling" in names and "kubernetes" not in names:
+        return "autoscaling scales the Deployment of k8s.yaml: "
+    if {"kserve", "kserve-knative"} <= {*names}:
+        return "kserve and kserve-knative are two forms of one file: "
     return None
 
 
