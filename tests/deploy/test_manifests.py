@@ -1,6 +1,9 @@
 """Manifests of custom resources, held against the models that their projects publish."""
 
 import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,35 @@ def test_as_the_manifest_starts_it(tmp_path: Path, mode: str) -> None:
         answer = driver("of_kserve")("infer", service.url.removeprefix("http://"), name, inputs)
         [output] = answer["outputs"]
         assert (output["name"], output["data"]) == ("next", [5.0])
+
+
+@pytest.mark.parametrize("accelerator", ["cuda", "cpu"])
+def test_compose(tmp_path: Path, accelerator: str) -> None:
+    """Compose takes its file, and says what is missing where there is no key."""
+    compose = shutil.which("docker-compose")
+    if not compose:
+        pytest.skip("docker-compose is missing")
+    answers = {"predictions": "celery", "auth": "api-key", "accelerator": accelerator}
+    project = render(tmp_path / "service", PLAIN | answers)
+    command = [compose, "--file", "compose.celery.yaml", "config"]
+
+    def ask(**env: str) -> subprocess.CompletedProcess[str]:
+        given = os.environ | env
+        return subprocess.run(
+            command, cwd=project, env=given, capture_output=True, text=True, check=False
+        )
+
+    refused = ask()
+    assert (refused.returncode, "openssl rand -hex 32" in refused.stderr) == (1, True)
+    taken = ask(API_KEYS="a-key-of-the-tests")
+    assert taken.returncode == 0, taken.stderr
+    services = yaml.safe_load(taken.stdout)["services"]
+    assert services.keys() == {"redis", "service", "worker"}
+    assert ("deploy" in services["service"]) == (accelerator == "cuda")
+    [target] = {
+        each["environment"]["SERVICE_URL"] for name, each in services.items() if name != "redis"
+    }
+    assert target == f"http://service:{services['service']['ports'][0]['target']}"
 
 
 def test_without_metrics(tmp_path: Path) -> None:
