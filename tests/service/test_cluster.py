@@ -128,8 +128,9 @@ def test_lost_message(project: Path, tmp_path: Path) -> None:
             assert (task["status"], task["attempts"]) == ("succeeded", 2)
 
 
-def test_message_that_was_never_sent(project: Path, tmp_path: Path) -> None:
-    """A service that ends between row and message loses nothing: the client sends it again."""
+@pytest.mark.parametrize("comes_again", [True, False])
+def test_message_that_was_never_sent(project: Path, tmp_path: Path, *, comes_again: bool) -> None:
+    """A service that ends between row and message loses nothing, whether the client asks again."""
     with (
         running_redis(tmp_path) as redis,
         running(project, tmp_path / "log", **redis.env) as service,
@@ -137,7 +138,8 @@ def test_message_that_was_never_sent(project: Path, tmp_path: Path) -> None:
         task_id = accepted(service, 1, Idempotency_Key="mine")
         assert redis.ask("del", "my-model-server:my-model-server") == "1"
         with worker(service, project, tmp_path / "worker", **redis.env):
-            assert accepted(service, 1, Idempotency_Key="mine") == task_id
+            if comes_again:
+                assert accepted(service, 1, Idempotency_Key="mine") == task_id
             assert ended(service, task_id)["attempts"] == 1
             assert calls(project) == [[1]]
 

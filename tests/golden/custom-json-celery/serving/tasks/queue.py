@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from serving.service import Service
 
 RENEWALS = 5  # before a lease is over; each looks whether the task was canceled elsewhere, too
+MAX_RESEND_SECONDS = 600
 LOOK_SECONDS = 2  # how often to look for tasks that are overdue
 WAIT_SECONDS = 0.3  # how often to look whether a task has ended that a client waits for
 SEND_SECONDS = 0.8
@@ -154,9 +155,12 @@ def make_due(record: Record) -> None:
 
 def take_back(record: Record) -> None:
     """Have a task begun by whoever gets its next message. Raises HasEnded where that is done."""
-    if record.status.is_final or record.due > time.time():
+    now = time.time()
+    if record.status.is_final or record.due > now:
         raise HasEnded
-    record.status, record.due = Status.QUEUED, time.time() + RESEND_SECONDS
+    record.status = Status.QUEUED
+    # In a long queue it is no loss that a task has to wait: each time it may take twice as long.
+    record.due = now + min(max(RESEND_SECONDS, now - record.created), MAX_RESEND_SECONDS)
 
 
 def create_run_router(tasks: Tasks) -> APIRouter:

@@ -10,9 +10,10 @@ from typing import Any, Self
 from pydantic import BaseModel, Field
 
 from serving.errors import ServiceError
+from serving.settings import settings
 from serving.tasks.files import Entry
 
-RESEND_SECONDS = 600  # after which a message is taken for lost
+RESEND_SECONDS = 4 * settings.task_lease_seconds  # after which a message is taken for lost
 
 
 class Status(StrEnum):
