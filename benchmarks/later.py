@@ -100,10 +100,10 @@ def running(name: str, folder: Path) -> Iterator[Server]:
                 env["SERVICE_URL"] = server.url
                 command = [python, "-m", "serving.tasks.worker"]
                 held.enter_context(serving(command, own, env, folder / "worker.log"))
+            # When one has been done, all that it takes is there.
             first = httpx.post(f"{server.url}/infer/tasks", json={"values": NUMBERS})
-            httpx.get(
-                f"{server.url}{first.headers['location']}?wait=30", timeout=60
-            )  # all is there
+            location = first.headers["location"]
+            httpx.get(f"{server.url}{location}?wait=30", timeout=60).raise_for_status()
         yield server
 
 

@@ -1047,7 +1047,7 @@ MUTANTS = [
         74,
         "nobody-goes-on-with-it",
         (f"{TASKS}queue.py", "await self.table.overdue(time.time(), SENT_ROWS)", "[]"),
-        (f"{TASKS}messages.py", "4 * settings.task_lease_seconds", "3600"),
+        (f"{TASKS}messages.py", 'timeout": RESEND_SECONDS', 'timeout": 3600'),
         **ON_A_CLUSTER,
     ),
 ]

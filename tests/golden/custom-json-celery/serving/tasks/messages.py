@@ -3,14 +3,14 @@
 from celery import Celery
 
 from serving.settings import settings
-from serving.tasks.records import Record
+from serving.tasks.records import RESEND_SECONDS, Record
 
 RUN = "run"  # the one kind of message
 BROKER = settings.broker_url or settings.redis_url
 REDIS_OPTIONS = {
     "global_keyprefix": "my-model-server:",  # several services may share a Redis
     # After which another worker gets a message. A task that runs by then is not begun again.
-    "visibility_timeout": 4 * settings.task_lease_seconds,
+    "visibility_timeout": RESEND_SECONDS,
     "unacked_restore_interval": 5,
     "unacked_restore_throttle": 1,
     "socket_connect_timeout": 1,

@@ -66,7 +66,7 @@ class Tasks(Work):
                 await asyncio.to_thread(send, record)
         except (OperationalError, TimeoutError) as error:
             logger.warning("The broker does not take task %s, yet: %s", record.id, error)
-            with suppress(CannotKeep, HasEnded):
+            with suppress(CannotKeep):
                 await self.table.change(record.id, make_due)
 
     async def _see_to(self, record: Record) -> None:
@@ -92,11 +92,11 @@ class Tasks(Work):
         await self._do(record)
 
     async def _run(self, task_id: str) -> Entry | None:
-        lease = asyncio.create_task(self._renew(task_id))
+        renewal = asyncio.create_task(self._renew(task_id))
         try:
             return await super()._run(task_id)
         finally:
-            lease.cancel()
+            renewal.cancel()
 
     async def _renew(self, task_id: str) -> None:
         """Say that a task runs, for as long as it does; stop it where it was canceled."""

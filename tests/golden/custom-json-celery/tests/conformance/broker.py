@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +20,9 @@ DATABASES = 1000
 class Broker:
     """One Redis, with a database for each folder of tasks, so that services have their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, reserve_port: Callable[[], int]) -> None:
+        """Take what finds a free port."""
+        self._reserve_port = reserve_port
         self._databases: dict[str, int] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
         self._port: int | None = None
@@ -50,13 +53,9 @@ class Broker:
             process.wait()
 
     def _start(self, server: str) -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        options = {"port": port, "bind": "127.0.0.1", "databases": DATABASES}
-        command = [server, "--save", "", "--appendonly", "no"]
-        for name, value in options.items():
-            command += [f"--{name}", str(value)]
+        port = self._reserve_port()
+        command = [server, "--bind", "127.0.0.1", "--port", str(port)]
+        command += ["--databases", str(DATABASES), "--save", "", "--appendonly", "no"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._processes.append(process)
         deadline = time.monotonic() + START_SECONDS

@@ -201,7 +201,7 @@ class Launcher:
         self.folders = folders
         self.services: list[Service] = []
         self.holders: list[socket.socket] = []  # of the services' ports
-        self.broker = Broker()
+        self.broker = Broker(self._reserve_port)
 
     def start(self, **env: str) -> Service:
         """Start the service as it is, with these environment variables."""
